@@ -1,0 +1,52 @@
+# The commands of the README. Everything is installed into $(VENV), from the package registry, at pinned versions.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+HTML = book/_build/html/index.html
+
+.PHONY: help book test reproduce results bench clean
+
+help:
+	@echo "make book       set up, then build the HTML book from the committed outputs"
+	@echo "make test       set up, then the unit tests and the checks of every notebook"
+	@echo "make reproduce  set up, execute every chapter afresh (about 15 minutes on 2 cores), and build that book"
+	@echo "make results    set up, then the long runs over several seeds behind chapters 4 to 6 (about 2 hours on 2 cores)"
+	@echo "make bench      set up, then time a training step against autograd, a transformer block and the floor"
+
+# The stamp is touched last: an interrupted set-up is taken up again.
+$(VENV)/.complete: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else 'Python 3.11 or newer is needed, got %d.%d: try make PYTHON=python3.12' % v[:2])"
+	@echo "== set-up: a virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[book,test]'
+	@touch $@
+
+book: $(VENV)/.complete
+	@echo "== building the book from the committed outputs"
+	$(BIN)/jupyter-book build book -W --keep-going
+	@echo "== the book is at $(HTML)"
+
+test: $(VENV)/.complete
+	@echo "== data"
+	$(BIN)/python -m attractor_lib.data MNIST
+	@echo "== unit tests"
+	$(BIN)/python -m pytest tests
+	@echo "== every notebook executed again and compared with its committed outputs"
+	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+	@echo "== all tests passed"
+
+reproduce: $(VENV)/.complete
+	@echo "== executing every chapter; the committed notebooks stay as they are"
+	$(BIN)/python notebooks/rerun.py --all --output-dir _build/reproduce/notebooks
+	$(BIN)/python notebooks/rerun.py --book _build/reproduce
+	@echo "== the reproduced book is at _build/reproduce/book/$(HTML:book/%=%)"
+
+results: $(VENV)/.complete
+	$(BIN)/python notebooks/results.py
+	@echo "== the results are in notebooks/results; chapters 4 to 6 show them"
+
+bench: $(VENV)/.complete
+	$(BIN)/python benchmarks/training_step.py
+
+clean:
+	rm -rf book/_build _build

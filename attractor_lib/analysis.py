@@ -1,0 +1,76 @@
+"""Measurements on states and trajectories: errors, overlaps, lifetimes, what is reached in the end."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attractor_lib.dynamics import run
+from attractor_lib.embedding import PatchEmbedding
+
+
+def overlap(x: Tensor, y: Tensor) -> Tensor:
+    """m = (1/N) sum_i x_i . y_i, from -1 to 1: (..., N, d) with (..., N, d) to (...)."""
+    if x.shape[-2:] != y.shape[-2:]:
+        raise ValueError(f"x and y must have the same last two dimensions (N, d), got {tuple(x.shape)} and {tuple(y.shape)}")
+    return (x * y).sum(-1).mean(-1)
+
+
+def nearest_overlap(x: Tensor, examples: Tensor, block: int = 1000) -> tuple[Tensor, Tensor]:
+    """The largest overlap of each state x (batch, N, d) with the examples (n, N, d), and that example's index: (batch,)."""
+    if x.shape[1:] != examples.shape[1:] or len(examples) == 0:
+        raise ValueError(f"examples must have shape (n >= 1, {x.shape[1]}, {x.shape[2]}), got {tuple(examples.shape)}")
+    flat = examples.flatten(1).mT / x.shape[1]
+    best = [(b.flatten(1) @ flat).max(-1) for b in x.split(block)]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+
+@torch.no_grad()
+def restoration_error(update: Callable[[Tensor], Tensor], tokens: Tensor, corrupt: Callable, embedding: PatchEmbedding,
+                      n_steps: int = 1, seed: int = 0, block: int = 1000) -> Tensor:
+    """Mean squared error per pixel, pixels in [0, 1], on the corrupted sites, at t = 0 ... n_steps: (n_steps + 1, n).
+
+    One value for each example, so that the caller has the standard error too. Sites that were not corrupted are
+    clamped. update: a network's ``update``, or any model's prediction. The corruption is the same for the same seed.
+    """
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+    errors = []
+    for x in tokens.split(block):
+        state, sites = corrupt(x, generator)
+        pixels = embedding.pixels(x)
+
+        def error(s: Tensor) -> Tensor:
+            squares = (embedding.pixels(s) - pixels).square().mean(-1) * sites
+            return squares.sum(-1) / sites.sum(-1)
+
+        errors.append(run(update, state, n_steps, clamped=~sites, observe=error).states)
+    return torch.cat(errors, 1)
+
+
+def transient_lifetime(m: Tensor, threshold: float) -> Tensor:
+    """The last step t up to which the overlap m (n_steps + 1, batch) has stayed at or above the threshold: (batch,).
+
+    0 if it is below already at t = 1; n_steps if it never falls below: read that as "at least".
+    """
+    if m.ndim != 2:
+        raise ValueError(f"m must have shape (n_steps + 1, batch), got {tuple(m.shape)}")
+    return (m[1:] >= threshold).long().cumprod(0).sum(0)
+
+
+def distinct_states(x: Tensor, same: float = 0.99) -> tuple[Tensor, Tensor]:
+    """Group states (batch, N, d) of mutual overlap above `same`: indices of one state a group, and sizes, largest first.
+
+    Greedy: a state joins the first group whose representative it matches.
+    """
+    representatives, sizes = [], []
+    left = torch.arange(len(x), device=x.device)
+    while len(left):
+        matches = overlap(x[left], x[left[0]]) >= same
+        matches[0] = True
+        representatives.append(left[0])
+        sizes.append(matches.sum())
+        left = left[~matches]
+    if not sizes:
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    order = torch.stack(sizes).argsort(descending=True, stable=True)
+    return torch.stack(representatives)[order], torch.stack(sizes)[order]

@@ -1,0 +1,55 @@
+"""The recurrent dynamics: an update applied again and again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What `run` saw. Time counts update steps.
+
+    states: (n_steps + 1, batch, ...): the states at t = 0, 1, ..., or what `observe` made of them.
+    residuals: (n_steps, batch): max over sites of |x_i(t+1) - x_i(t)|.
+    converged: (batch,): whether the last residual is below the tolerance. Those that are not stay in every average.
+    final: (batch, N, d): the last state.
+    """
+
+    states: Tensor
+    residuals: Tensor
+    converged: Tensor
+    final: Tensor
+
+
+@torch.no_grad()
+def run(update: Callable[[Tensor], Tensor], x0: Tensor, n_steps: int, clamped: Tensor | None = None,
+        observe: Callable[[Tensor], Tensor] = lambda x: x, tolerance: float = 1e-4) -> Trajectory:
+    """x(t+1) = update(x(t)) for n_steps steps from x0 (batch, N, d).
+
+    update: any function from states to states of the same shape, such as ``network.update``.
+    clamped: boolean, (N,) or (batch, N): sites held at their value in x0.
+    observe: what to keep of each state, so that a long run need not keep every token; by default the state itself.
+    tolerance: an example has converged when no token moved by more than this in the last step.
+    Raises ValueError for another shape of x0 or clamped, n_steps < 1, or an update that changes the shape.
+    """
+    if x0.ndim != 3:
+        raise ValueError(f"x0 must have shape (batch, N, d), got {tuple(x0.shape)}")
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+    if clamped is not None and (clamped.dtype != torch.bool or clamped.shape not in (x0.shape[:2], x0.shape[1:2])):
+        raise ValueError(f"clamped must be boolean of shape {tuple(x0.shape[1:2])} or {tuple(x0.shape[:2])}, "
+                         f"got {clamped.dtype} of shape {tuple(clamped.shape)}")
+    x, seen, residuals = x0, [observe(x0)], []
+    for _ in tqdm(range(n_steps), desc="update", unit="step", disable=None, delay=2, leave=False):
+        new = update(x)
+        if new.shape != x.shape:
+            raise ValueError(f"update must return states of shape {tuple(x.shape)}, got {tuple(new.shape)}")
+        if clamped is not None:
+            new = torch.where(clamped[..., None], x0, new)
+        residuals.append((new - x).norm(dim=-1).amax(-1))
+        x = new
+        seen.append(observe(x))
+    return Trajectory(torch.stack(seen), torch.stack(residuals), residuals[-1] < tolerance, x)

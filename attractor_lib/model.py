@@ -1,0 +1,167 @@
+"""The attractor network: local energies, the attention that is their derivative, and the update."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def project(x: Tensor, otherwise: Tensor) -> Tensor:
+    """P: each token divided by its norm; where the norm is zero there is no direction, and `otherwise` stands."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, x / norm, otherwise)
+
+
+def exclude_self(scores: Tensor) -> Tensor:
+    """The one place where j != i is enforced: scores (..., i, j) with -inf on the diagonal."""
+    return scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), -math.inf)
+
+
+class AttractorNetwork(nn.Module):
+    r"""Vector spins x_i on the unit sphere, each descending a local energy of its own.
+
+        e_i(x)   = -(1/beta) sum_h log sum_{j != i} exp(beta x_i . J^h_ij x_j) - b_i . x_i - (gamma/2) |x_i|^2
+        a^h_i<-j = softmax over j != i of beta x_i . J^h_ij x_j
+        x_i(t+1) = P[ -de_i/dx_i ] = P[ sum_h sum_{j != i} a^h_i<-j J^h_ij x_j + b_i + gamma x_i ]
+
+    Derived in notebook 01_local_energies. With ``rank=r`` the couplings are J^h_ij = (U^h_i)^T V^h_j and every
+    equation stays; site i then asks with the query q_i = U_i x_i, and site j shows every other site the same key
+    k_j = V_j x_j. With full rank the query is x_i itself and the key depends on the pair: k_ij = J_ij x_j. That
+    letter is the whole difference, and the einsums below say so with ``{pair}``.
+
+    Arguments
+        n_sites: N >= 2, the number of sites (tokens).
+        dim: d >= 1, the number of components of a token.
+        n_heads: number of heads h; their log-sum-exps add up in the energy.
+        rank: None for full d x d couplings (the paper's), or the rank of the factors U and V.
+        beta: inverse temperature, > 0. The paper's form has beta absorbed in J.
+        gamma: weight of the self-term gamma x_i, >= 0.
+        generator: a CPU ``torch.Generator`` for the initial couplings; without it, seed 0.
+
+    Parameters (none ever requires a gradient: they are trained by the closed forms of ``attractor_lib.learning``)
+        couplings (heads, N, N, d, d): couplings[h, i, j] acts on x_j to push x_i; the blocks i = j never act.
+        U, V (heads, N, rank, d): in place of `couplings` when `rank` is given; `couplings` is then their product.
+        bias (N, d): the field b_i of a site alone. Starts at zero.
+
+    States x are (batch, N, d), with |x_i| = 1, in the dtype and on the device of the parameters. Every method refuses
+    anything else with a ValueError that says what was expected and what came.
+    """
+
+    def __init__(self, n_sites: int, dim: int, n_heads: int = 1, rank: int | None = None, beta: float = 1.0,
+                 gamma: float = 0.0, generator: torch.Generator | None = None):
+        super().__init__()
+        for name, value, least in [("n_sites", n_sites, 2), ("dim", dim, 1), ("n_heads", n_heads, 1), ("rank", rank, 1)]:
+            if not (name == "rank" and rank is None) and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+        if not (math.isfinite(beta) and beta > 0):
+            raise ValueError(f"beta must be a finite number > 0, got {beta}")
+        if not (math.isfinite(gamma) and gamma >= 0):
+            raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
+        self.n_sites, self.dim, self.n_heads, self.rank, self.beta, self.gamma = n_sites, dim, n_heads, rank, beta, gamma
+        generator = generator or torch.Generator().manual_seed(0)
+
+        def gaussian(*shape: int, std: float) -> nn.Parameter:
+            return nn.Parameter(std * torch.randn(shape, generator=generator), requires_grad=False)
+
+        # Small: at the start messages are weak and attention is nearly uniform.
+        if rank is None:
+            # Past `register_parameter`, which refuses a name that is also a property.
+            self._parameters["couplings"] = gaussian(n_heads, n_sites, n_sites, dim, dim, std=0.1 / dim)
+        else:
+            self.U = gaussian(n_heads, n_sites, rank, dim, std=0.5 * dim**-0.5)
+            self.V = gaussian(n_heads, n_sites, rank, dim, std=0.5 * dim**-0.5)
+        self.bias = nn.Parameter(torch.zeros(n_sites, dim), requires_grad=False)
+        self.pair = "ij" if rank is None else "j"
+
+    @property
+    def n_acting(self) -> int:
+        """The number of parameters that act: all but the couplings of a site with itself."""
+        unused = 0 if self.rank is not None else self.n_heads * self.n_sites * self.dim**2
+        return sum(p.numel() for p in self.parameters()) - unused
+
+    @property
+    def couplings(self) -> Tensor:
+        """J (heads, N, N, d, d): a parameter at full rank, U^T V (computed, read-only) at low rank."""
+        if self.rank is None:
+            return self._parameters["couplings"]
+        return torch.einsum("hira,hjrb->hijab", self.U, self.V)
+
+    def check(self, x: Tensor, name: str = "x") -> Tensor:
+        """x, if it is a valid state of this network.
+
+        Raises ValueError for a wrong shape, dtype or device, NaN or infinity, or a token off the unit sphere.
+        """
+        shape = (self.n_sites, self.dim)
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[1:] != shape:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name} must have shape (batch, {shape[0]}, {shape[1]}), got {got}")
+        if (x.dtype, x.device) != (self.bias.dtype, self.bias.device):
+            raise ValueError(f"{name} must be {self.bias.dtype} on {self.bias.device} like the network, "
+                             f"got {x.dtype} on {x.device}")
+        off = (x.detach().norm(dim=-1) - 1).abs()
+        if not (off <= 1e-3).all():  # written so that NaN fails too
+            raise ValueError(f"{name} must have tokens of norm 1, got norms that differ from 1 by up to {off.max():.3g}")
+        return x
+
+    def blocks(self, *states: Tensor):
+        """Views of the states over blocks of examples small enough for their keys to stay in the processor's cache."""
+        floats = self.n_heads * self.n_sites * (
+            self.n_sites * self.dim if self.rank is None else 2 * self.rank + self.n_sites)
+        return zip(*(s.split(max(1, 2**20 // floats)) for s in states))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """q (batch, heads, N, r): U_i x_i at low rank, x_i itself (r = d) at full rank."""
+        if self.rank is None:
+            return x[:, None].expand(-1, self.n_heads, -1, -1)
+        return torch.einsum("hira,mia->mhir", self.U, x)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """k: J_ij x_j (batch, heads, N, N, d) at full rank, V_j x_j (batch, heads, N, r) at low rank."""
+        if self.rank is None:
+            return torch.einsum("hijab,mjb->mhija", self.couplings, x).contiguous()
+        return torch.einsum("hjrb,mjb->mhjr", self.V, x)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """beta x_i . J_ij x_j = beta q_i . k_ij, with -inf at j = i: (batch, heads, N, N)."""
+        return exclude_self(self.beta * torch.einsum(f"mhir,mh{self.pair}r->mhij", q, k))
+
+    def pooled(self, a: Tensor, k: Tensor) -> Tensor:
+        """o_i = sum_j a_i<-j k_ij (batch, heads, N, r)."""
+        return torch.einsum(f"mhij,mh{self.pair}r->mhir", a, k)
+
+    def output(self, o: Tensor) -> Tensor:
+        """h_i = sum_h (U_i)^T o_i + b_i (batch, N, d); at full rank U_i is the identity."""
+        if self.rank is None:
+            return o.sum(1) + self.bias
+        return torch.einsum("hira,mhir->mia", self.U, o) + self.bias
+
+    def local_energies(self, x: Tensor) -> Tensor:
+        """e_i(x) (batch, N), dimensionless."""
+        self.check(x)
+        lse = torch.cat([self.scores(self.queries(b), self.keys(b)).logsumexp(-1).sum(1) for b, in self.blocks(x)])
+        return -lse / self.beta - (self.bias * x).sum(-1) - self.gamma / 2 * x.square().sum(-1)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """a^h_i<-j (batch, heads, N, N): rows sum to 1, the diagonal is 0."""
+        self.check(x)
+        return torch.cat([self.scores(self.queries(b), self.keys(b)).softmax(-1) for b, in self.blocks(x)])
+
+    def _field(self, x: Tensor) -> Tensor:
+        q, k = self.queries(x), self.keys(x)
+        return self.output(self.pooled(self.scores(q, k).softmax(-1), k))
+
+    def field(self, x: Tensor) -> Tensor:
+        """h_i(x) = sum_h sum_{j != i} a^h_i<-j J^h_ij x_j + b_i (batch, N, d): -de_i/dx_i without the gamma term."""
+        self.check(x)
+        return torch.cat([self._field(b) for b, in self.blocks(x)])
+
+    def update(self, x: Tensor) -> Tensor:
+        """x(t+1) = P[h(x) + gamma x] (batch, N, d), on the sphere. A site without any field stays where it is."""
+        return project(self.field(x) + self.gamma * x, otherwise=x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.update(x)
+
+    def extra_repr(self) -> str:
+        return (f"n_sites={self.n_sites}, dim={self.dim}, n_heads={self.n_heads}, rank={self.rank}, "
+                f"beta={self.beta}, gamma={self.gamma}")

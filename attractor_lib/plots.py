@@ -1,0 +1,71 @@
+"""Figures: each function draws on the axes it is given and returns them; nothing is computed, shown or configured here
+but by `use_style`, which a notebook calls once."""
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from torch import Tensor
+
+# One colour a meaning, through the whole book (the colour-blind palette of seaborn).
+_palette = sns.color_palette("colorblind")
+COLOURS = {
+    "train": _palette[0], "test": _palette[1], "shuffled": _palette[2], "noise": _palette[4], "null": _palette[7],
+    "attractor, 1 full head": _palette[0], "attractor, 16 heads of rank 16": _palette[2],
+    "bare attention": _palette[1], "transformer block": _palette[3], "mean patch": _palette[7],
+}
+
+
+def use_style() -> None:
+    """The book's figure style, for the figures that follow."""
+    sns.set_theme("notebook", style="ticks", palette="colorblind", rc={
+        "figure.figsize": (7, 4), "figure.dpi": 100, "savefig.dpi": 150, "savefig.bbox": "tight",
+        "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
+        "legend.frameon": False, "image.cmap": "gray"})
+
+
+def plot_images(ax: Axes, images: Tensor, row_labels: list[str] = (), column_labels: list[str] = ()) -> Axes:
+    """A table of images (rows, columns, height, width), values in [0, 1], all on one grey scale."""
+    rows, columns, height, width = images.shape
+    step_y, step_x = height + 2, width + 2
+    for r in range(rows):
+        for c in range(columns):
+            ax.imshow(images[r, c].cpu(), vmin=0, vmax=1, cmap="gray",
+                      extent=(c * step_x, c * step_x + width, r * step_y + height, r * step_y))
+    ax.set(xlim=(-1, columns * step_x - 1), ylim=(rows * step_y - 1, -1), aspect="equal")
+    ax.set_xticks([c * step_x + width / 2 for c in range(len(column_labels))], column_labels, fontsize="small")
+    ax.set_yticks([r * step_y + height / 2 for r in range(len(row_labels))], row_labels, fontsize="small")
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
+
+def plot_overlaps(ax: Axes, m: Tensor, label: str, colour=None, linestyle: str = "-") -> Axes:
+    """Mean overlap against time for m (n_steps + 1, batch); the band holds the middle half of the examples."""
+    m = m.cpu()
+    colour = COLOURS.get(label) if colour is None else colour
+    line, = ax.plot(m.mean(1), color=colour, linestyle=linestyle, label=label)
+    ax.fill_between(range(len(m)), m.quantile(0.25, 1), m.quantile(0.75, 1), color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set(xlim=(0, len(m) - 1), xlabel="update step $t$", ylabel="overlap $m(t)$")
+    ticks = [t for t in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t < len(m)]
+    ax.set_xticks(ticks, ticks, minor=False)
+    ax.minorticks_off()
+    return ax
+
+
+def plot_errors(ax: Axes, frame: pd.DataFrame, x: str, xlabel: str) -> Axes:
+    """Column `error` against column `x`, a line a model; where there are several seeds the bars span their range."""
+    sns.lineplot(frame, x=x, y="error", hue="model", style="model", palette=COLOURS, markers=True, dashes=False,
+                 errorbar=("pi", 100), err_style="bars", ax=ax)
+    ax.set(xlabel=xlabel, ylabel="mean squared error per pixel", ylim=(0, None))
+    ax.legend(title=None)
+    return ax
+
+
+def plot_matrix(ax: Axes, values: Tensor, xlabel: str, ylabel: str, label: str) -> Axes:
+    """A matrix as colours, with its scale: couplings' norms, attention masks."""
+    image = ax.imshow(values.cpu(), cmap="viridis", vmin=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    plt.colorbar(image, ax=ax, label=label)
+    return ax

@@ -1,0 +1,55 @@
+"""Small files of results from long runs, each with what made it: parameters, versions, machine, time."""
+
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+
+def save_results(path: str | os.PathLike, rows: list[dict], parameters: dict, seconds: float) -> None:
+    """Write rows (one dictionary a measurement) and their provenance as JSON, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    device = parameters.get("device", "cpu")
+    record = {
+        "provenance": {
+            "parameters": parameters, "seconds": round(seconds, 1), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "device": torch.cuda.get_device_name() if str(device).startswith("cuda") else platform.machine() + " CPU",
+            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__},
+        "rows": rows,
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def results_folder(chapter: str) -> Path:
+    """Where a chapter's stored results lie: in results/CHAPTER beside the notebooks."""
+    for base in (Path.cwd(), Path.cwd() / "notebooks", Path(__file__).resolve().parents[1] / "notebooks"):
+        if (base / "results" / chapter).is_dir():
+            return base / "results" / chapter
+    raise FileNotFoundError(f"expected a folder results/{chapter} beside the notebooks; they come with the repository")
+
+
+def load_results(folder: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All rows of the JSON files in a folder, with the parameters of their run as columns; and the provenance, a row a file.
+
+    Raises FileNotFoundError if there are none.
+    """
+    files = sorted(Path(folder).glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"expected result files (*.json) in {folder}, found none")
+    rows, provenance = [], []
+    for file in files:
+        record = json.loads(file.read_text())
+        parameters = record["provenance"].pop("parameters")
+        rows += [{**parameters, **row} for row in record["rows"]]
+        provenance.append({"file": file.name, **record["provenance"], **parameters})
+    return pd.DataFrame(rows), pd.DataFrame(provenance)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from attractor_lib.corruption import AddNoise, HideTokens, mean_token, no_corruption
+from attractor_lib.embedding import PatchEmbedding
+from conftest import random_network, random_states
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_hides_exactly_k_tokens_evenly_over_the_sites():
+    tokens = random_states(4000, 5, 11)
+    fill = mean_token(tokens)
+    state, sites = HideTokens(2, fill)(tokens, generator())
+    assert (sites.sum(-1) == 2).all()
+    torch.testing.assert_close(sites.double().mean(0), torch.full((5,), 0.4, dtype=torch.float64), atol=0.04, rtol=0)
+    assert torch.equal(state[sites], fill.expand_as(tokens)[sites]) and torch.equal(state[~sites], tokens[~sites])
+
+
+def test_the_true_value_of_a_hidden_token_changes_nothing():
+    """The leak test of masked prediction: the prediction on hidden sites does not see what they held."""
+    network, tokens = random_network(None), random_states(7, 5, 11)
+    hide = HideTokens(2, mean_token(tokens))
+    state, sites = hide(tokens, generator())
+    other = torch.where(sites[..., None], random_states(7, 5, 11, seed=9), tokens)
+    state_of_other, same_sites = hide(other, generator())
+    assert torch.equal(sites, same_sites) and not torch.equal(tokens, other)
+    assert torch.equal(network.update(state), network.update(state_of_other))
+
+
+def test_noise_has_the_level_asked_for_and_stays_an_image():
+    embedding = PatchEmbedding(12, 3)
+    grey = torch.full((2000, 12, 12), 0.5)
+    state, sites = AddNoise(0.1, 0.1, embedding)(embedding.encode(grey), generator())
+    assert sites.all() and abs(embedding.decode(state).std().item() - 0.1) < 0.002
+    mixed, _ = AddNoise(0.0, 0.1, embedding)(embedding.encode(grey), generator())
+    levels = embedding.decode(mixed).flatten(1).std(1)
+    assert levels.min() < 0.02 and levels.max() < 0.13 and abs(levels.mean().item() - 0.05) < 0.005
+
+
+def test_no_corruption_predicts_every_site_from_the_clean_example():
+    tokens = random_states(3, 5, 11)
+    state, sites = no_corruption(tokens)
+    assert torch.equal(state, tokens) and sites.all()
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: HideTokens(0, torch.ones(5, 11)), "n_hidden must be between 1 and the number of sites 5, got 0"),
+    (lambda: HideTokens(6, torch.ones(5, 11)), "got 6"),
+    (lambda: AddNoise(0.5, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high, got low=0.5, high=0.1"),
+    (lambda: AddNoise(-0.1, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
+    (lambda: AddNoise(float("nan"), 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
+])
+def test_refuses_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

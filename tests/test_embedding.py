@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from attractor_lib.embedding import PatchEmbedding
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (3, 12, 12), generator=torch.Generator().manual_seed(0)) / 255
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4, 6, 12])
+def test_decode_is_the_exact_inverse_of_encode(images, patch_size):
+    embedding = PatchEmbedding(12, patch_size)
+    tokens = embedding.encode(images)
+    assert tokens.shape == (3, (12 // patch_size) ** 2, patch_size**2 + 1)
+    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(tokens.shape[:2]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(embedding.decode(tokens), images, atol=1e-6, rtol=0)
+    assert torch.equal((embedding.decode(tokens) * 255).round(), (images * 255).round())
+
+
+def test_formula_by_loops(images):
+    """x = (u, sqrt(P + 1 - |u|^2)) / sqrt(P + 1), sites and pixels row by row."""
+    tokens = PatchEmbedding(12, 3).encode(images.double())
+    for m in range(3):
+        for i in range(16):
+            row, column = 3 * (i // 4), 3 * (i % 4)
+            u = [2 * images[m, row + a // 3, column + a % 3].item() - 1 for a in range(9)]
+            expected = torch.tensor([*u, (10 - sum(v * v for v in u)) ** 0.5], dtype=torch.float64) / 10**0.5
+            torch.testing.assert_close(tokens[m, i], expected, atol=1e-6, rtol=0)
+
+
+def test_a_token_that_is_no_patch_decodes_to_an_image():
+    embedding = PatchEmbedding(12, 3)
+    tokens = torch.nn.functional.normalize(torch.randn(5, 16, 10, generator=torch.Generator().manual_seed(0)), dim=-1)
+    decoded = embedding.decode(tokens)
+    assert decoded.min() >= 0 and decoded.max() <= 1
+    embedding.encode(decoded)
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda x: x[0], r"must have shape \(batch, 12, 12\), got \(12, 12\)"),
+    (lambda x: x[:, :11], r"got \(3, 11, 12\)"),
+    (lambda x: x * 255, r"values in \[0, 1\], got \[0, 255\]"),
+    (lambda x: x.log() * 0 + float("nan"), r"values in \[0, 1\]"),
+    (lambda x: (x * 255).to(torch.uint8), "got torch.uint8: divide 8-bit values by 255"),
+])
+def test_refuses_what_is_no_image(images, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        PatchEmbedding(12, 3).encode(spoil(images))
+
+
+def test_refuses_patches_that_do_not_fit():
+    with pytest.raises(ValueError, match="patch_size must divide image_size, got image_size=28, patch_size=5"):
+        PatchEmbedding(28, 5)

@@ -1,0 +1,114 @@
+"""The closed-form rules against autograd in float64, and the proof that training never builds a graph."""
+
+import math
+
+import pytest
+import torch
+from conftest import BATCH, D, N, RANK, random_network, random_states
+
+from attractor_lib.learning import energy_rule, prediction_rule
+
+
+def autograd(network, loss):
+    network.requires_grad_(True)
+    value = loss()
+    gradients = dict(zip(dict(network.named_parameters()), torch.autograd.grad(value, list(network.parameters()))))
+    network.requires_grad_(False)
+    return value.detach(), gradients
+
+
+def assert_same(got, expected):
+    (loss, gradients), (expected_loss, expected_gradients) = got, expected
+    torch.testing.assert_close(loss, expected_loss, atol=1e-10, rtol=0)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-10, rtol=0, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("rank", [None, RANK])
+@pytest.mark.parametrize("sites", ["all", "one for all", "own for each"])
+def test_prediction_rule_is_the_gradient_of_its_loss(rank, beta, sites):
+    network, state, target = random_network(rank, beta), random_states(BATCH, N, D), random_states(BATCH, N, D, seed=5)
+    generator = torch.Generator().manual_seed(2)
+    chosen = {"all": None, "one for all": torch.rand(N, generator=generator) < 0.5,
+              "own for each": torch.rand(BATCH, N, generator=generator) < 0.5}[sites]
+
+    def loss():
+        residual = network.field(state) - target
+        weight = 1.0 if chosen is None else chosen.expand(BATCH, N)[..., None]
+        return (residual * weight).square().sum() / (2 * BATCH)
+
+    assert_same(prediction_rule(network, state, target, chosen), autograd(network, loss))
+
+
+@pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("rank", [None, RANK])
+def test_energy_rule_is_the_gradient_of_the_energy(rank, beta):
+    network, state = random_network(rank, beta), random_states(BATCH, N, D)
+    assert_same(energy_rule(network, state),
+                autograd(network, lambda: network.local_energies(state).sum() / BATCH))
+
+
+def test_prediction_rule_is_the_formula_of_the_book():
+    """dL/dJ_ij = [a_ij r_i + beta a_ij (r_i . m_ij - r_i . sum_k a_ik m_ik) s_i] s_j^T, by loops."""
+    network, s, x = random_network(None, 1.7, heads=1), random_states(BATCH, N, D), random_states(BATCH, N, D, seed=5)
+    a, J = network.attention(s)[:, 0], network.couplings[0]
+    r = network.field(s) - x
+    expected = torch.zeros_like(J)
+    for m in range(BATCH):
+        for i in range(N):
+            message = [J[i, j] @ s[m, j] for j in range(N)]
+            mean = sum(a[m, i, k] * message[k] for k in range(N))
+            for j in range(N):
+                push = a[m, i, j] * r[m, i] + network.beta * a[m, i, j] * (r[m, i] @ (message[j] - mean)) * s[m, i]
+                expected[i, j] += torch.outer(push, s[m, j]) / BATCH
+    torch.testing.assert_close(prediction_rule(network, s, x)[1]["couplings"][0], expected, atol=1e-12, rtol=0)
+
+
+def test_energy_rule_is_the_attention_weighted_hebbian_rule():
+    network, x = random_network(None, heads=1), random_states(BATCH, N, D)
+    hebbian = torch.einsum("mij,mia,mjb->ijab", network.attention(x)[:, 0], x, x) / BATCH
+    torch.testing.assert_close(energy_rule(network, x)[1]["couplings"][0], -hebbian, atol=1e-12, rtol=0)
+
+
+def test_blocks_of_examples_change_nothing():
+    network = random_network(None, n=13, d=17)
+    state, target = random_states(251, 13, 17), random_states(251, 13, 17, seed=5)
+    assert len(list(network.blocks(state))) > 1
+    parts = [prediction_rule(network, state[m:m + 1], target[m:m + 1])[1]["couplings"] for m in range(251)]
+    torch.testing.assert_close(prediction_rule(network, state, target)[1]["couplings"], sum(parts) / 251, atol=1e-12, rtol=0)
+
+
+def test_rules_are_local_in_site():
+    """The couplings onto site i change only through the residual of site i."""
+    network, state, target = random_network(None), random_states(BATCH, N, D), random_states(BATCH, N, D, seed=5)
+    only = torch.zeros(N, dtype=torch.bool)
+    only[2] = True
+    gradient = prediction_rule(network, state, target, only)[1]["couplings"]
+    assert gradient[:, 2].abs().max() > 1e-3
+    assert not gradient[:, ~only].any()
+
+
+def test_no_autograd_in_the_rules(network, x, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("autograd was used")
+
+    monkeypatch.setattr(torch.Tensor, "backward", forbidden)
+    monkeypatch.setattr(torch.autograd, "grad", forbidden)
+    network.requires_grad_(True)  # even then no graph is built
+    for loss, gradients in (energy_rule(network, x), prediction_rule(network, x, x)):
+        assert loss.grad_fn is None and all(g.grad_fn is None for g in gradients.values())
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (lambda x: (x * 2, x), "state must have tokens of norm 1"),
+    (lambda x: (x[:0], x[:0]), "state must hold at least one example"),
+    (lambda x: (x, x[:3]), r"target must be finite torch.float64 of shape \(7, 5, 11\), got torch.float64 of shape \(3, 5, 11\)"),
+    (lambda x: (x, x * math.nan), "with NaN or infinity"),
+    (lambda x: (x, x, torch.ones(4, dtype=torch.bool)), r"sites must be boolean of shape \(5,\) or \(7, 5\), got torch.bool of shape \(4,\)"),
+    (lambda x: (x, x, torch.ones(N)), "sites must be boolean"),
+])
+def test_refuses_bad_input(network, x, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prediction_rule(network, *arguments(x))
