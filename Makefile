@@ -9,8 +9,8 @@ HTML = book/_build/html/index.html
 help:
 	@echo "make book       set up, then build the HTML book from the committed outputs"
 	@echo "make test       set up, then the unit tests and the checks of every notebook"
-	@echo "make reproduce  set up, execute every chapter afresh (about 15 minutes on 2 cores), and build that book"
-	@echo "make results    set up, then the long runs over several seeds behind chapters 4 to 6 (about 2 hours on 2 cores)"
+	@echo "make reproduce  set up, execute every chapter afresh (about 8 minutes on 2 cores), and build that book"
+	@echo "make results    set up, then the long runs over several seeds behind chapters 4 and 5 (about 1 hour on 2 cores)"
 	@echo "make bench      set up, then time a training step against autograd, a transformer block and the floor"
 
 # The stamp is touched last: an interrupted set-up is taken up again.
@@ -43,7 +43,7 @@ reproduce: $(VENV)/.complete
 
 results: $(VENV)/.complete
 	$(BIN)/python notebooks/results.py
-	@echo "== the results are in notebooks/results; chapters 4 to 6 show them"
+	@echo "== the results are in notebooks/results; chapters 4 and 5 show them"
 
 bench: $(VENV)/.complete
 	$(BIN)/python benchmarks/training_step.py

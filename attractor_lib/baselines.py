@@ -9,7 +9,7 @@ from attractor_lib.learning import Gradients
 class _TokenModel(nn.Module):
     """Linear embedding + learned positions -> the layer of a subclass -> linear read-out."""
 
-    def __init__(self, n_sites: int, dim: int, width: int, n_heads: int, seed: int):
+    def __init__(self, n_sites: int, dim: int, width: int = 64, n_heads: int = 8, seed: int = 0):
         super().__init__()
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator only
             torch.manual_seed(seed)
@@ -25,9 +25,6 @@ class _TokenModel(nn.Module):
 class BareAttention(_TokenModel):
     """One standard attention layer between embedding with positions and read-out. No MLP, no residual."""
 
-    def __init__(self, n_sites: int, dim: int, width: int = 64, n_heads: int = 8, seed: int = 0):
-        super().__init__(n_sites, dim, width, n_heads, seed)
-
     def build(self, width: int, n_heads: int) -> None:
         self.attention = nn.MultiheadAttention(width, n_heads, batch_first=True)
 
@@ -37,9 +34,6 @@ class BareAttention(_TokenModel):
 
 class TransformerBlock(_TokenModel):
     """One full transformer block: attention, an MLP of 4 x width, residuals, and a layer norm before each, as in GPT-2."""
-
-    def __init__(self, n_sites: int, dim: int, width: int = 64, n_heads: int = 8, seed: int = 0):
-        super().__init__(n_sites, dim, width, n_heads, seed)
 
     def build(self, width: int, n_heads: int) -> None:
         self.block = nn.TransformerEncoderLayer(width, n_heads, 4 * width, dropout=0.0, activation="gelu",

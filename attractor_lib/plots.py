@@ -12,7 +12,7 @@ _palette = sns.color_palette("colorblind")
 COLOURS = {
     "train": _palette[0], "test": _palette[1], "shuffled": _palette[2], "noise": _palette[4], "null": _palette[7],
     "attractor, 1 full head": _palette[0], "attractor, 16 heads of rank 16": _palette[2],
-    "bare attention": _palette[1], "transformer block": _palette[3], "mean patch": _palette[7],
+    "bare attention": _palette[1], "transformer block": _palette[4], "mean patch": _palette[7],
 }
 
 
@@ -48,7 +48,7 @@ def plot_overlaps(ax: Axes, m: Tensor, label: str, colour=None, linestyle: str =
     ax.fill_between(range(len(m)), m.quantile(0.25, 1), m.quantile(0.75, 1), color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set_xscale("symlog", linthresh=1)
     ax.set(xlim=(0, len(m) - 1), xlabel="update step $t$", ylabel="overlap $m(t)$")
-    ticks = [t for t in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t < len(m)]
+    ticks = [t for t in (0, 1, 2, 5, 10, 20, 50, 200, 1000) if t < len(m)]
     ax.set_xticks(ticks, ticks, minor=False)
     ax.minorticks_off()
     return ax
@@ -66,6 +66,6 @@ def plot_errors(ax: Axes, frame: pd.DataFrame, x: str, xlabel: str) -> Axes:
 def plot_matrix(ax: Axes, values: Tensor, xlabel: str, ylabel: str, label: str) -> Axes:
     """A matrix as colours, with its scale: couplings' norms, attention masks."""
     image = ax.imshow(values.cpu(), cmap="viridis", vmin=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set(xlabel=xlabel, ylabel=ylabel, xticks=range(0, values.shape[1], 5), yticks=range(0, values.shape[0], 5))
     plt.colorbar(image, ax=ax, label=label)
     return ax

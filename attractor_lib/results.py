@@ -53,3 +53,14 @@ def load_results(folder: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]
         rows += [{**parameters, **row} for row in record["rows"]]
         provenance.append({"file": file.name, **record["provenance"], **parameters})
     return pd.DataFrame(rows), pd.DataFrame(provenance)
+
+
+def finding(statement: str, holds) -> None:
+    """Print a statement about the data with whether it holds: it may not, with other parameters."""
+    print(f"{statement}: {bool(holds)}")
+
+
+def check(statement: str, holds) -> None:
+    """Print a statement that must hold, and raise AssertionError if it does not."""
+    finding(statement, holds)
+    assert holds, statement

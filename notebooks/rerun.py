@@ -1,0 +1,108 @@
+"""Re-run chapters with other parameters; the committed notebooks are never touched.
+
+    python notebooks/rerun.py --list
+    python notebooks/rerun.py 04 -p beta 10 -p device cuda
+    python notebooks/rerun.py --all --output-dir _build/reproduce/notebooks
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CHAPTERS = sorted(HERE.glob("[0-9]*.ipynb"))
+
+
+def find_chapter(name: str) -> Path:
+    """The chapter whose file name begins with `name`."""
+    matches = [chapter for chapter in CHAPTERS if chapter.stem.startswith(Path(name).stem)]
+    if len(matches) != 1:
+        raise ValueError(f"chapter must be the beginning of one of {', '.join(c.stem for c in CHAPTERS)}, got {name!r}")
+    return matches[0]
+
+
+def check_parameters(chapter: Path, given: dict) -> None:
+    """Refuse a name that the chapter's `parameters` cell does not have, and a value of another type than its default."""
+    known = papermill.inspect_notebook(str(chapter))
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{chapter.stem} has no parameter {name!r}. It has:\n{describe(chapter)}")
+        default = yaml.safe_load(known[name]["default"])
+        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+        if default is not None and not same and not (isinstance(default, float) and type(value) is int):
+            raise ValueError(f"{name} must be {type(default).__name__} like its default {default!r}, got {value!r}")
+
+
+def describe(chapter: Path) -> str:
+    """The parameters of a chapter, a line each: name, default, meaning."""
+    known = papermill.inspect_notebook(str(chapter)).values()
+    return "\n".join(f"  {p['name']:<18} {p['default']:<22} {p['help']}" for p in known)
+
+
+def execute(chapter: Path, output: Path, parameters: dict) -> None:
+    """Run a chapter into `output`, cell by cell with progress, from the folder of the notebooks."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    print(f"== {chapter.stem} {parameters or '(default parameters)'}", flush=True)
+    papermill.execute_notebook(str(chapter), str(output), parameters, cwd=str(HERE), kernel_name="python3",
+                               progress_bar=sys.stderr.isatty(), stdout_file=sys.stdout, stderr_file=sys.stderr)
+    print(f"== {chapter.stem}: {time.perf_counter() - began:.0f} s, written to {output}", flush=True)
+
+
+def build_book(folder: Path) -> None:
+    """Build the book from the notebooks in folder/notebooks and the pages of this repository."""
+    book = folder / "book"
+    shutil.rmtree(book, ignore_errors=True)
+    shutil.copytree(ROOT / "book", book, ignore=shutil.ignore_patterns("_build", "notebooks"))  # links become files
+    shutil.copytree(folder / "notebooks", book / "notebooks")
+    subprocess.run([Path(sys.executable).with_name("jupyter-book"), "build", book, "-W", "--keep-going"], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python notebooks/rerun.py", description="Re-run chapters of the book with "
+                                     "other parameters. The committed notebooks are never touched.")
+    parser.add_argument("chapter", nargs="?", help="the beginning of a chapter's name, for example 04")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        help="a parameter and its value, as YAML; repeat for more")
+    parser.add_argument("-o", "--output", type=Path, help="the executed notebook (default: _runs/CHAPTER-PARAMETERS.ipynb)")
+    parser.add_argument("--list", action="store_true", help="list the chapters (or the one given) with their parameters")
+    parser.add_argument("--all", action="store_true", help="run every chapter with its default parameters")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "_runs", help="where --all writes (default: _runs)")
+    parser.add_argument("--book", type=Path, metavar="FOLDER", help="build the book from FOLDER/notebooks into FOLDER/book")
+    arguments = parser.parse_args()
+    try:
+        if arguments.list:
+            for chapter in [find_chapter(arguments.chapter)] if arguments.chapter else CHAPTERS:
+                print(f"{chapter.stem}\n{describe(chapter)}")
+        elif arguments.all:
+            for chapter in CHAPTERS:
+                execute(chapter, arguments.output_dir.resolve() / chapter.name, {})
+        elif arguments.book:
+            build_book(arguments.book.resolve())
+        elif arguments.chapter:
+            chapter = find_chapter(arguments.chapter)
+            parameters = {name: yaml.safe_load(value) for name, value in arguments.parameter}
+            check_parameters(chapter, parameters)
+            label = "".join(f"-{name}={value}" for name, value in parameters.items()).replace("/", "_")
+            output = (arguments.output or ROOT / "_runs" / f"{chapter.stem}{label}.ipynb").resolve()
+            if output.parent == HERE:
+                raise ValueError(f"output must not lie among the committed notebooks in {HERE}")
+            execute(chapter, output, parameters)
+        else:
+            parser.error("name a chapter, or --list, --all or --book")
+    except (ValueError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
+    except PapermillExecutionError as error:
+        sys.exit(f"error: {error.ename} in cell {error.exec_count}: {error.evalue}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The long runs behind chapters 4 and 5: several seeds, long training, learning rates; one small result file each.
+
+Each run executes its chapter, up to and with the cell tagged `save-results`, with other parameters. Runs whose file is
+there are skipped, so an interrupted `make results` is taken up where it was.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+from rerun import HERE, check_parameters, find_chapter
+
+EPOCHS = {"04_masked_prediction": 15, "05_denoising": 10}
+RUNS = [(chapter, name, {"epochs": epochs, **parameters}) for chapter, epochs in EPOCHS.items() for name, parameters in [
+    *[(f"learning-rate-x{factor}", {"lr_factor": factor, "n_validation": 5000}) for factor in (0.5, 1.0, 2.0)],
+    *[(f"seed{seed}", {"seed": seed}) for seed in (0, 1, 2)],
+]]
+
+
+def execute(chapter: str, name: str, parameters: dict, threads: int) -> str:
+    """One run in a process of its own; returns the line to print."""
+    path, began = find_chapter(chapter), time.perf_counter()
+    file = HERE / "results" / chapter / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parameters = {**parameters, "results_file": str(file)}
+    check_parameters(path, parameters)
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = nbformat.read(path, as_version=4)
+        last = max(n for n, cell in enumerate(notebook.cells) if "save-results" in cell.metadata.get("tags", []))
+        notebook.cells = notebook.cells[: last + 1]
+        nbformat.write(notebook, f"{folder}/{chapter}.ipynb")
+        given = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
+        run = subprocess.run([sys.executable, "-m", "papermill", f"{folder}/{chapter}.ipynb", f"{folder}/out.ipynb", "--cwd", HERE,
+                              "--no-progress-bar", *given], env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        return f"{chapter}/{name} FAILED:\n{run.stderr[-2000:]}"
+    return f"{chapter}/{name}: {time.perf_counter() - began:.0f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python notebooks/results.py", description=__doc__.splitlines()[0])
+    parser.add_argument("chapter", nargs="?", default="", help="only the runs of this chapter, for example 04")
+    parser.add_argument("--force", action="store_true", help="run again what is there")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, sharing the cores (default: all cores)")
+    arguments = parser.parse_args()
+    wanted = [run for run in RUNS if run[0].startswith(arguments.chapter)
+              and (arguments.force or not (HERE / "results" / run[0] / f"{run[1]}.json").exists())]
+    print(f"{len(wanted)} of {len(RUNS)} runs to do, {arguments.jobs} at a time", flush=True)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        threads = max(1, os.cpu_count() // arguments.jobs)
+        lines = list(pool.map(lambda run: report(execute(*run, threads)), wanted))
+    if any("FAILED" in line for line in lines):
+        sys.exit("error: some runs failed; the others are saved")
+
+
+def report(line: str) -> str:
+    print(line, flush=True)
+    return line
+
+
+if __name__ == "__main__":
+    main()
