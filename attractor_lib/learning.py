@@ -1,10 +1,13 @@
 """Learning rules that are local in site and in time: closed forms, no autograd, nothing through layers or steps.
 
-Both rules reduce to the same three quantities, derived in notebook 03_learning_without_backprop:
+With query q_i, key k_ij, o_i = sum_j a_ij k_ij, residual r_i, g_i = U_i r_i (r_i itself at full rank) and
+z_ij = beta a_ij (g_i . k_ij - g_i . o_i), the prediction rule is, as derived in notebook 03_learning_without_backprop,
 
     dL/dk_ij = a_ij g_i + z_ij q_i        what the loss asks of the key that site j shows to site i
     dL/dq_i  = sum_j z_ij k_ij            what it asks of the query (low rank only)
     dL/dU_i  = o_i r_i^T + dL/dq_i s_i^T,   dL/dJ_ij = dL/dk_ij s_j^T,   dL/dV_j = sum_i dL/dk_ij s_j^T
+
+and the energy rule has dL/dk_ij = -a_ij q_i and dL/dq_i = -o_i in their place.
 """
 
 import torch
@@ -45,7 +48,8 @@ def energy_rule(network: AttractorNetwork, state: Tensor) -> tuple[Tensor, Gradi
 @torch.no_grad()
 def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
                     sites: Tensor | None = None) -> tuple[Tensor, Gradients]:
-    """One update step compared with the data: L = mean over examples of 1/2 sum_{i in sites} |r_i|^2, r = h(s) - x.
+    """The field h(s), before projection and without gamma s, compared with the data:
+    L = mean over examples of 1/2 sum_{i in sites} |r_i|^2, r = h(s) - x.
 
         dL/dJ_ij = [ a_ij r_i + beta a_ij (r_i . m_ij - r_i . sum_k a_ik m_ik) s_i ] s_j^T ,   m_ij = J_ij s_j
 
@@ -58,15 +62,16 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
     that the network refuses, a target or sites of another shape, NaN, or an empty batch.
     """
     _check_batch(network, state)
-    if target.shape != state.shape or target.dtype != state.dtype or not target.isfinite().all():
-        raise ValueError(f"target must be finite {state.dtype} of shape {tuple(state.shape)}, "
-                         f"got {target.dtype} of shape {tuple(target.shape)}" + " with NaN or infinity" * (
-                             target.shape == state.shape and not bool(target.isfinite().all())))
+    if (target.shape, target.dtype, target.device) != (state.shape, state.dtype, state.device):
+        raise ValueError(f"target must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, "
+                         f"got {target.dtype} of shape {tuple(target.shape)} on {target.device}")
+    if not target.isfinite().all():
+        raise ValueError("target must be finite, got NaN or infinity")
     if sites is None:
         sites = torch.ones(state.shape[1], dtype=torch.bool, device=state.device)
-    if sites.dtype != torch.bool or sites.shape not in (state.shape[:2], state.shape[1:2]):
-        raise ValueError(f"sites must be boolean of shape {tuple(state.shape[1:2])} or {tuple(state.shape[:2])}, "
-                         f"got {sites.dtype} of shape {tuple(sites.shape)}")
+    if sites.dtype != torch.bool or sites.shape not in (state.shape[:2], state.shape[1:2]) or sites.device != state.device:
+        raise ValueError(f"sites must be boolean of shape {tuple(state.shape[1:2])} or {tuple(state.shape[:2])} on "
+                         f"{state.device}, got {sites.dtype} of shape {tuple(sites.shape)} on {sites.device}")
     loss, total = state.new_zeros(()), {name: torch.zeros_like(p) for name, p in network.named_parameters()}
     for s, x, chosen in network.blocks(state, target, sites.expand(state.shape[:2])):
         q, k = network.queries(s), network.keys(s)

@@ -75,9 +75,9 @@ class AttractorNetwork(nn.Module):
 
     @property
     def n_acting(self) -> int:
-        """The number of parameters that act: all but the couplings of a site with itself."""
-        unused = 0 if self.rank is not None else self.n_heads * self.n_sites * self.dim**2
-        return sum(p.numel() for p in self.parameters()) - unused
+        """The number of parameters that act: not the couplings of a site with itself, nor a bias that is all zero."""
+        itself = 0 if self.rank is not None else self.n_heads * self.n_sites * self.dim**2
+        return sum(p.numel() for p in self.parameters() if p.any()) - itself
 
     @property
     def couplings(self) -> Tensor:

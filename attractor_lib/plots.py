@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-# One colour a meaning, through the whole book (the colour-blind palette of seaborn).
+# One colour for a start (chapter 6) and one for a model (chapters 4, 5), from seaborn's colour-blind palette.
 _palette = sns.color_palette("colorblind")
 COLOURS = {
     "train": _palette[0], "test": _palette[1], "shuffled": _palette[2], "noise": _palette[4], "null": _palette[7],
@@ -56,7 +56,8 @@ def plot_overlaps(ax: Axes, m: Tensor, label: str, colour=None, linestyle: str =
 
 def plot_errors(ax: Axes, frame: pd.DataFrame, x: str, xlabel: str) -> Axes:
     """Column `error` against column `x`, a line a model; where there are several seeds the bars span their range."""
-    sns.lineplot(frame, x=x, y="error", hue="model", style="model", palette=COLOURS, markers=True, dashes=False,
+    colours = {name: COLOURS.get(name, COLOURS["attractor, 16 heads of rank 16"]) for name in frame["model"].unique()}
+    sns.lineplot(frame, x=x, y="error", hue="model", style="model", palette=colours, markers=True, dashes=False,
                  errorbar=("pi", 100), err_style="bars", ax=ax)
     ax.set(xlabel=xlabel, ylabel="mean squared error per pixel", ylim=(0, None))
     ax.legend(title=None)

@@ -51,7 +51,7 @@ def load_results(folder: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]
         record = json.loads(file.read_text())
         parameters = record["provenance"].pop("parameters")
         rows += [{**parameters, **row} for row in record["rows"]]
-        provenance.append({"file": file.name, **record["provenance"], **parameters})
+        provenance.append({"file": file.name, **parameters, **record["provenance"]})
     return pd.DataFrame(rows), pd.DataFrame(provenance)
 
 

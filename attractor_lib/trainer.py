@@ -64,7 +64,8 @@ def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, confi
     tokens: clean examples (n, N, d), on the model's device.
     corrupt: (tokens, generator) -> (state, sites); see ``attractor_lib.corruption``.
     checkpoint: a file, written whole after each epoch. If it exists, training goes on from it and ends bit for bit
-        where an uninterrupted run on the same machine would have.
+        where an uninterrupted run on the same machine would have. It must come from the same model, rule, corruption,
+        number of examples and configuration.
     report: called with one line an epoch; None for silence. A terminal also gets a bar within the epoch.
     Raises ValueError for fewer examples than a batch, an unknown name in `frozen`, or a checkpoint that is damaged or
     belongs to another configuration; FloatingPointError if the loss is no longer finite.
@@ -79,9 +80,11 @@ def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, confi
     optimizer = getattr(torch.optim, config.optimizer)(trained.values(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
     generator = torch.Generator(tokens.device).manual_seed(config.seed)
+    run = {**asdict(config), "model": repr(model), "rule": _name(rule), "corruption": _name(corrupt), "examples": len(tokens)}
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history = []
     if checkpoint is not None and Path(checkpoint).exists():
-        history = _load(Path(checkpoint), config, model, optimizer, schedule, generator)
+        history = _load(Path(checkpoint), run, parts, generator)
     while len(history) < config.epochs:
         began, total = time.perf_counter(), torch.zeros((), device=tokens.device)
         order = torch.randperm(len(tokens), generator=generator, device=tokens.device)[: steps * config.batch_size]
@@ -103,7 +106,7 @@ def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, confi
                                      f"(now {config.learning_rate})")
         history.append(record)
         if checkpoint is not None:
-            _save(Path(checkpoint), config, model, optimizer, schedule, generator, history)
+            _save(Path(checkpoint), run, parts, generator, history)
         if report is not None:
             report(f"epoch {record['epoch']:3d}/{config.epochs}  loss {record['loss']:.5f}  {record['seconds']:.1f} s")
     optimizer.zero_grad(set_to_none=True)
@@ -117,13 +120,17 @@ def _restore_norms(parameters: dict[str, Tensor], norm: float) -> None:
             p *= norm / p.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
 
 
-def _save(path: Path, config: TrainingConfig, model, optimizer, schedule, generator, history) -> None:
+def _name(function: Callable) -> str:
+    return getattr(function, "__name__", None) or repr(function)
+
+
+def _save(path: Path, run: dict, parts: dict, generator: torch.Generator, history: list[dict]) -> None:
     """Write aside, then rename: a run killed meanwhile, or a full disk, leaves the previous checkpoint whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        torch.save({"config": asdict(config), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(), "generator": generator.get_state(), "history": history}, partial)
+        torch.save({"run": run, "generator": generator.get_state(), "history": history,
+                    "parts": {name: part.state_dict() for name, part in parts.items()}}, partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         raise OSError(f"the checkpoint {path} could not be written, the previous one stands: {error}") from error
@@ -131,21 +138,16 @@ def _save(path: Path, config: TrainingConfig, model, optimizer, schedule, genera
         partial.unlink(missing_ok=True)
 
 
-def _load(path: Path, config: TrainingConfig, model, optimizer, schedule, generator) -> list[dict]:
+def _load(path: Path, run: dict, parts: dict, generator: torch.Generator) -> list[dict]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        there = saved["run"]
     except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error}); remove it to start afresh") from error
-    here = asdict(config)
-    differing = [f"{key}: {saved['config'].get(key)!r} there, {here[key]!r} here"
-                 for key in here if saved["config"].get(key) != here[key]]
+        raise ValueError(f"{path} is not a readable checkpoint ({error!r}); remove it to start afresh") from error
+    differing = [f"{key}: {there.get(key)!r} there, {run[key]!r} here" for key in run if there.get(key) != run[key]]
     if differing:
-        raise ValueError(f"{path} belongs to another configuration ({'; '.join(differing)}); use another file or remove it")
-    try:
-        model.load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another model: {error}") from error
-    optimizer.load_state_dict(saved["optimizer"])
-    schedule.load_state_dict(saved["schedule"])
+        raise ValueError(f"{path} belongs to another run ({'; '.join(differing)}); use another file or remove it")
+    for name, part in parts.items():
+        part.load_state_dict(saved["parts"][name])
     generator.set_state(saved["generator"])
     return saved["history"]

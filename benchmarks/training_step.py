@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attractor_lib.baselines import TransformerBlock, backpropagation
@@ -64,7 +65,7 @@ def measure(batch, rounds, device):
                 p.grad = gradients[key]
             optimizer.step()
 
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
             step()
         steps[name], operations[name] = step, counter.get_total_flops()
     size = 2048 if device.type == "cpu" else 8192

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -30,13 +31,20 @@ def find_chapter(name: str) -> Path:
 
 
 def check_parameters(chapter: Path, given: dict) -> None:
-    """Refuse a name that the chapter's `parameters` cell does not have, and a value of another type than its default."""
+    """Refuse a name that the chapter's `parameters` cell does not have, and a value of another type than its default.
+
+    Numbers that YAML took for text are put right in `given`.
+    """
     known = papermill.inspect_notebook(str(chapter))
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"{chapter.stem} has no parameter {name!r}. It has:\n{describe(chapter)}")
         default = yaml.safe_load(known[name]["default"])
         same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+        if isinstance(default, float) and isinstance(value, str):  # YAML reads 1e-2 as text
+            with contextlib.suppress(ValueError):
+                given[name] = value = float(value)
+                same = True
         if default is not None and not same and not (isinstance(default, float) and type(value) is int):
             raise ValueError(f"{name} must be {type(default).__name__} like its default {default!r}, got {value!r}")
 
@@ -45,6 +53,11 @@ def describe(chapter: Path) -> str:
     """The parameters of a chapter, a line each: name, default, meaning."""
     known = papermill.inspect_notebook(str(chapter)).values()
     return "\n".join(f"  {p['name']:<18} {p['default']:<22} {p['help']}" for p in known)
+
+
+def refuse_committed(folder: Path) -> None:
+    if folder.resolve() == HERE:
+        raise ValueError(f"output must not lie among the committed notebooks in {HERE}")
 
 
 def execute(chapter: Path, output: Path, parameters: dict) -> None:
@@ -83,6 +96,9 @@ def main() -> None:
             for chapter in [find_chapter(arguments.chapter)] if arguments.chapter else CHAPTERS:
                 print(f"{chapter.stem}\n{describe(chapter)}")
         elif arguments.all:
+            if arguments.chapter or arguments.parameter or arguments.output:
+                raise ValueError("--all runs every chapter with its default parameters: it takes no chapter, -p or -o")
+            refuse_committed(arguments.output_dir)
             for chapter in CHAPTERS:
                 execute(chapter, arguments.output_dir.resolve() / chapter.name, {})
         elif arguments.book:
@@ -93,8 +109,7 @@ def main() -> None:
             check_parameters(chapter, parameters)
             label = "".join(f"-{name}={value}" for name, value in parameters.items()).replace("/", "_")
             output = (arguments.output or ROOT / "_runs" / f"{chapter.stem}{label}.ipynb").resolve()
-            if output.parent == HERE:
-                raise ValueError(f"output must not lie among the committed notebooks in {HERE}")
+            refuse_committed(output.parent)
             execute(chapter, output, parameters)
         else:
             parser.error("name a chapter, or --list, --all or --book")

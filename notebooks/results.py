@@ -52,7 +52,8 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted = [run for run in RUNS if run[0].startswith(arguments.chapter)
               and (arguments.force or not (HERE / "results" / run[0] / f"{run[1]}.json").exists())]
-    print(f"{len(wanted)} of {len(RUNS)} runs to do, {arguments.jobs} at a time", flush=True)
+    print(f"{len(wanted)} of {len(RUNS)} runs to do, {arguments.jobs} at a time; the others are stored (--force runs them again)",
+          flush=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         threads = max(1, os.cpu_count() // arguments.jobs)
         lines = list(pool.map(lambda run: report(execute(*run, threads)), wanted))

