@@ -34,8 +34,9 @@ def energy_rule(network: AttractorNetwork, state: Tensor) -> tuple[Tensor, Gradi
     for x, in network.blocks(state):
         q, k = network.queries(x), network.keys(x)
         scores = network.scores(q, k)
-        a = scores.softmax(-1)
-        loss += -scores.logsumexp(-1).sum() / network.beta - (network.bias * x).sum() - network.gamma / 2 * x.square().sum()
+        a = network.weights(scores)
+        loss -= network.potential(scores).sum() / network.beta
+        loss -= (network.bias * x).sum() + network.gamma / 2 * x.square().sum()
         total["bias"] -= x.sum(0)
         if network.rank is None:
             total["couplings"] -= _outer(network, torch.einsum("mhij,mhir->mhijr", a, q), x)
@@ -61,25 +62,16 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
     Returns the loss (a scalar) and the gradients of the network's parameters by name. Raises ValueError for a state
     that the network refuses, a target or sites of another shape, NaN, or an empty batch.
     """
-    _check_batch(network, state)
-    if (target.shape, target.dtype, target.device) != (state.shape, state.dtype, state.device):
-        raise ValueError(f"target must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, "
-                         f"got {target.dtype} of shape {tuple(target.shape)} on {target.device}")
-    if not target.isfinite().all():
-        raise ValueError("target must be finite, got NaN or infinity")
-    if sites is None:
-        sites = torch.ones(state.shape[1], dtype=torch.bool, device=state.device)
-    if sites.dtype != torch.bool or sites.shape not in (state.shape[:2], state.shape[1:2]) or sites.device != state.device:
-        raise ValueError(f"sites must be boolean of shape {tuple(state.shape[1:2])} or {tuple(state.shape[:2])} on "
-                         f"{state.device}, got {sites.dtype} of shape {tuple(sites.shape)} on {sites.device}")
+    sites = check_example(network, state, target, sites)
     loss, total = state.new_zeros(()), {name: torch.zeros_like(p) for name, p in network.named_parameters()}
-    for s, x, chosen in network.blocks(state, target, sites.expand(state.shape[:2])):
+    for s, x, chosen in network.blocks(state, target, sites):
         q, k = network.queries(s), network.keys(s)
-        a = network.scores(q, k).softmax(-1)
+        a = network.weights(network.scores(q, k))
         o = network.pooled(a, k)
         r = (network.output(o) - x) * chosen[..., None]
         g = r[:, None].expand_as(o) if network.rank is None else torch.einsum("hira,mia->mhir", network.U, r)
-        z = network.beta * a * (torch.einsum(f"mhir,mh{network.pair}r->mhij", g, k) - (g * o).sum(-1, keepdim=True))
+        u = torch.einsum(f"mhir,mh{network.pair}r->mhij", g, k)
+        z = network.weights_gradient(a, u, mean=(g * o).sum(-1, keepdim=True))
         loss += r.square().sum() / 2
         total["bias"] += r.sum(0)
         if network.rank is None:  # c_ij g_i + z_ij q_i in one product: the messages are written once, not twice
@@ -91,6 +83,22 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
             total["U"] += torch.einsum("mhir,mia->hira", o, r)
             total["U"] += torch.einsum("mhir,mia->hira", network.pooled(z, k), s)
     return loss / len(state), {name: g / len(state) for name, g in total.items()}
+
+
+def check_example(network: AttractorNetwork, state: Tensor, target: Tensor, sites: Tensor | None) -> Tensor:
+    """The sites (batch, N) that a rule is to predict, once state, target and sites are found valid; else ValueError."""
+    _check_batch(network, state)
+    if (target.shape, target.dtype, target.device) != (state.shape, state.dtype, state.device):
+        raise ValueError(f"target must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, "
+                         f"got {target.dtype} of shape {tuple(target.shape)} on {target.device}")
+    if not target.isfinite().all():
+        raise ValueError("target must be finite, got NaN or infinity")
+    if sites is None:
+        sites = torch.ones(state.shape[1], dtype=torch.bool, device=state.device)
+    if sites.dtype != torch.bool or sites.shape not in (state.shape[:2], state.shape[1:2]) or sites.device != state.device:
+        raise ValueError(f"sites must be boolean of shape {tuple(state.shape[1:2])} or {tuple(state.shape[:2])} on "
+                         f"{state.device}, got {sites.dtype} of shape {tuple(sites.shape)} on {sites.device}")
+    return sites.expand(state.shape[:2])
 
 
 def _outer(network: AttractorNetwork, dk: Tensor, s: Tensor) -> Tensor:

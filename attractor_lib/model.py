@@ -98,10 +98,13 @@ class AttractorNetwork(nn.Module):
         if (x.dtype, x.device) != (self.bias.dtype, self.bias.device):
             raise ValueError(f"{name} must be {self.bias.dtype} on {self.bias.device} like the network, "
                              f"got {x.dtype} on {x.device}")
+        self.check_norms(x, name)
+        return x
+
+    def check_norms(self, x: Tensor, name: str) -> None:
         off = (x.detach().norm(dim=-1) - 1).abs()
         if not (off <= 1e-3).all():  # written so that NaN fails too
             raise ValueError(f"{name} must have tokens of norm 1, got norms that differ from 1 by up to {off.max():.3g}")
-        return x
 
     def blocks(self, *states: Tensor):
         """Views of the states over blocks of examples small enough for their keys to stay in the processor's cache."""
@@ -125,6 +128,21 @@ class AttractorNetwork(nn.Module):
         """beta x_i . J_ij x_j = beta q_i . k_ij, with -inf at j = i: (batch, heads, N, N)."""
         return exclude_self(self.beta * torch.einsum(f"mhir,mh{self.pair}r->mhij", q, k))
 
+    # The energy is a function phi of a site's scores, e_i = -(1/beta) sum_h phi(scores of i) - ..., and attention is its
+    # derivative. Here phi is the log-sum-exp; notebook 12_ablations puts others in its place, by these three methods.
+
+    def potential(self, scores: Tensor) -> Tensor:
+        """phi = log sum_j exp score_ij (batch, heads, N)."""
+        return scores.logsumexp(-1)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """a_i<-j = dphi/dscore_ij: the softmax over j (batch, heads, N, N)."""
+        return scores.softmax(-1)
+
+    def weights_gradient(self, a: Tensor, u: Tensor, mean: Tensor) -> Tensor:
+        """z_ij = beta sum_j' u_ij' da_ij'/dscore_ij = beta a_ij (u_ij - mean_i), for mean_i = sum_j a_ij u_ij."""
+        return self.beta * a * (u - mean)
+
     def pooled(self, a: Tensor, k: Tensor) -> Tensor:
         """o_i = sum_j a_i<-j k_ij (batch, heads, N, r)."""
         return torch.einsum(f"mhij,mh{self.pair}r->mhir", a, k)
@@ -138,17 +156,17 @@ class AttractorNetwork(nn.Module):
     def local_energies(self, x: Tensor) -> Tensor:
         """e_i(x) (batch, N), dimensionless."""
         self.check(x)
-        lse = torch.cat([self.scores(self.queries(b), self.keys(b)).logsumexp(-1).sum(1) for b, in self.blocks(x)])
-        return -lse / self.beta - (self.bias * x).sum(-1) - self.gamma / 2 * x.square().sum(-1)
+        phi = torch.cat([self.potential(self.scores(self.queries(b), self.keys(b))).sum(1) for b, in self.blocks(x)])
+        return -phi / self.beta - (self.bias * x).sum(-1) - self.gamma / 2 * x.square().sum(-1)
 
     def attention(self, x: Tensor) -> Tensor:
         """a^h_i<-j (batch, heads, N, N): rows sum to 1, the diagonal is 0."""
         self.check(x)
-        return torch.cat([self.scores(self.queries(b), self.keys(b)).softmax(-1) for b, in self.blocks(x)])
+        return torch.cat([self.weights(self.scores(self.queries(b), self.keys(b))) for b, in self.blocks(x)])
 
     def _field(self, x: Tensor) -> Tensor:
         q, k = self.queries(x), self.keys(x)
-        return self.output(self.pooled(self.scores(q, k).softmax(-1), k))
+        return self.output(self.pooled(self.weights(self.scores(q, k)), k))
 
     def field(self, x: Tensor) -> Tensor:
         """h_i(x) = sum_h sum_{j != i} a^h_i<-j J^h_ij x_j + b_i (batch, N, d): -de_i/dx_i without the gamma term."""

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from conftest import BATCH, N, D, random_network, random_states
+
+from attractor_lib.dynamics import run
+from attractor_lib.learning import prediction_rule
+from attractor_lib.persistent import PersistentTrajectories
+
+
+def batches():
+    for seed in range(1, 5):
+        sites = torch.rand(BATCH, N, generator=torch.Generator().manual_seed(seed)) < 0.5
+        yield random_states(BATCH, N, D, seed=seed), random_states(BATCH, N, D, seed=10 + seed), sites
+
+
+def same(a, b):
+    return torch.equal(a[0], b[0]) and all(torch.equal(a[1][name], b[1][name]) for name in b[1])
+
+
+def test_old_batches_come_back_in_turn_n_steps_on_with_their_own_target_and_clamped_sites(network):
+    rule = PersistentTrajectories(prediction_rule, n_steps=3, renewal=1e-12, n_batches=2)
+    first, second, third, fourth = batches()
+    for batch in (first, second):
+        assert same(rule(network, *batch), prediction_rule(network, *batch))
+    for given, old in ((third, first), (fourth, second)):
+        s, x, sites = old
+        s = run(network.update, s, 3, clamped=~sites).final
+        assert same(rule(network, *given), prediction_rule(network, s, x, sites))
+    s, x, sites = first
+    s = run(network.update, s, 6, clamped=~sites).final
+    assert same(rule(network, *third), prediction_rule(network, s, x, sites))
+
+
+def test_the_trajectory_goes_on_with_the_couplings_as_they_are_now(network):
+    rule = PersistentTrajectories(prediction_rule, n_steps=1, renewal=1e-12, n_batches=1)
+    first, second, *_ = batches()
+    rule(network, *first)
+    network.bias += 1
+    s = run(network.update, first[0], 1, clamped=~first[2]).final
+    assert same(rule(network, *second), prediction_rule(network, s, *first[1:]))
+
+
+def test_renewal_one_is_the_plain_rule_and_in_between_rows_are_renewed_whole(network):
+    rule = PersistentTrajectories(prediction_rule, renewal=1, n_batches=1)
+    for batch in batches():
+        assert same(rule(network, *batch), prediction_rule(network, *batch))
+    seen = []
+    rule = PersistentTrajectories(lambda network, *batch: seen.append(batch), n_steps=2, renewal=0.5, n_batches=1)
+    first, second, *_ = batches()
+    rule(network, *first), rule(network, *second)
+    old = run(network.update, first[0], 2, clamped=~first[2]).final
+    renewed = torch.tensor([torch.equal(row, new) for row, new in zip(seen[1][1], second[1])])
+    assert 0 < renewed.sum() < BATCH
+    for row in range(BATCH):
+        expected = second if renewed[row] else (old, *first[1:])
+        assert all(torch.equal(got[row], value[row]) for got, value in zip(seen[1], expected))
+
+
+@pytest.mark.parametrize("arguments", [{"n_steps": 0}, {"renewal": 0}, {"renewal": 1.1}, {"n_batches": 0}])
+def test_refuses_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError, match="must be at least 1 and renewal in"):
+        PersistentTrajectories(prediction_rule, **arguments)
+
+
+def test_refuses_a_batch_of_another_size(network):
+    rule = PersistentTrajectories(prediction_rule, n_batches=1)
+    first, *_ = batches()
+    rule(network, *first)
+    with pytest.raises(ValueError, match="shape of the batches kept"):
+        rule(network, *(part[:3] for part in first))
