@@ -74,3 +74,41 @@ def distinct_states(x: Tensor, same: float = 0.99) -> tuple[Tensor, Tensor]:
         return left, left
     order = torch.stack(sizes).argsort(descending=True, stable=True)
     return torch.stack(representatives)[order], torch.stack(sizes)[order]
+
+
+@torch.no_grad()
+def retrieval(update: Callable[[Tensor], Tensor], examples: Tensor, corrupt: Callable, n_steps: int = 100,
+              threshold: float = 0.95, clamp: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Whether examples (n, N, d) come back from a corrupted start: retrieved (n,), and the overlaps m (n_steps + 1, n).
+
+    m(t) = (1/N) sum_i x_i(t) . xi_i with the *intact* example xi; retrieved: m(n_steps) >= threshold. The best overlap on
+    the way is ``m[1:].amax(0)`` (notebook 10_basins).
+
+    update: a step function, such as ``network.update``. corrupt: (tokens, generator) -> (state, sites).
+    clamp: hold the sites that were not corrupted. The corruption is the same for the same seed.
+    Raises ValueError for a threshold outside (-1, 1], or what `run` refuses.
+    """
+    if not -1 < threshold <= 1:
+        raise ValueError(f"threshold must be an overlap, above -1 and at most 1, got {threshold}")
+    state, sites = corrupt(examples, torch.Generator(examples.device).manual_seed(seed))
+    m = run(update, state, n_steps, clamped=~sites if clamp else None, observe=lambda x: overlap(x, examples)).states
+    return m[-1] >= threshold, m
+
+
+def basin_radius(strengths: Tensor, fractions: Tensor, level: float = 0.5) -> float:
+    """The strength at which the fraction retrieved first falls below `level`, linear between measured points.
+
+    strengths (k,), rising, and fractions (k,), k >= 2. 0 if it is below at the first strength already (there is no
+    basin to speak of); inf if it never falls below: the radius is larger than the largest strength tried.
+    """
+    if strengths.ndim != 1 or strengths.shape != fractions.shape or len(strengths) < 2 or not (strengths.diff() > 0).all():
+        raise ValueError(f"expected rising strengths (k >= 2,) and as many fractions, got {strengths.tolist()} and "
+                         f"{fractions.tolist()}")
+    below = (fractions < level).nonzero()
+    if len(below) == 0:
+        return float("inf")
+    k = below[0].item()
+    if k == 0:
+        return 0.0
+    high, low = fractions[k - 1].item(), fractions[k].item()
+    return (strengths[k - 1] + (strengths[k] - strengths[k - 1]) * (high - level) / (high - low)).item()

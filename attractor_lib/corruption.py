@@ -1,15 +1,19 @@
-"""What is done to clean tokens before a model sees them: some are hidden, or the pixels get noise.
+"""What is done to clean tokens before a model sees them: some are hidden or turned, the pixels get noise, or the network
+itself takes them some steps along its way.
 
 A corruption is a function ``corrupt(tokens, generator) -> state, sites``: the corrupted tokens (batch, N, d), on the
 sphere, and the sites (batch, N) that a model is to restore. The attractor and the baselines share them.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attractor_lib.dynamics import run
 from attractor_lib.embedding import PatchEmbedding
 
 
@@ -25,18 +29,27 @@ def mean_token(tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HideTokens:
-    """Put `fill` (N, d) in place of `n_hidden` of each example's N tokens, chosen at random."""
+    """Put `fill` (N, d) in place of `n_hidden` of each example's N tokens, chosen at random.
+
+    With `least` given, each example hides a number of its own, drawn uniformly from least ... n_hidden.
+    """
 
     n_hidden: int
     fill: Tensor
+    least: int | None = None
 
     def __post_init__(self):
         if not 1 <= self.n_hidden <= len(self.fill):
             raise ValueError(f"n_hidden must be between 1 and the number of sites {len(self.fill)}, got {self.n_hidden}")
+        if self.least is not None and not 1 <= self.least <= self.n_hidden:
+            raise ValueError(f"least must be between 1 and n_hidden = {self.n_hidden}, got {self.least}")
 
     def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         order = torch.rand(tokens.shape[:2], generator=generator, device=tokens.device).argsort(-1)
-        sites = order < self.n_hidden
+        hidden = self.n_hidden
+        if self.least is not None:
+            hidden = torch.randint(self.least, self.n_hidden + 1, (len(tokens), 1), generator=generator, device=tokens.device)
+        sites = order < hidden
         return torch.where(sites[..., None], self.fill, tokens), sites
 
 
@@ -58,3 +71,55 @@ class AddNoise:
         sigma = self.low + (self.high - self.low) * torch.rand((len(images), 1, 1), **draw)
         noisy = (images + sigma * torch.randn(images.shape, **draw)).clamp(0, 1)
         return self.embedding.encode(noisy), torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn every token by `angle` radians, 0 to pi, in a direction of its own, drawn evenly from the tangent space.
+
+        s_i = cos(angle) x_i + sin(angle) u_i,   u_i . x_i = 0,   |u_i| = 1
+
+    The overlap with the original is exactly cos(angle), on each site (notebook 10_basins). Tokens need d >= 2.
+    """
+
+    angle: float
+
+    def __post_init__(self):
+        if not 0 <= self.angle <= math.pi:
+            raise ValueError(f"angle must be between 0 and pi radians, got {self.angle}")
+
+    def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if tokens.shape[-1] < 2:
+            raise ValueError(f"tokens must have at least 2 components to be turned, got {tokens.shape[-1]}")
+        u = torch.randn(tokens.shape, generator=generator, device=tokens.device, dtype=tokens.dtype)
+        u = F.normalize(u - (u * tokens).sum(-1, keepdim=True) * tokens, dim=-1)
+        sites = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return math.cos(self.angle) * tokens + math.sin(self.angle) * u, sites
+
+
+@dataclass(frozen=True)
+class OwnTrajectory:
+    """States that the network itself produces on its way from corrupted ones (notebook 13_memories_that_stay).
+
+    A batch is first corrupted by `corrupt`. With probability `share` the network then takes it T steps on, T drawn
+    uniformly from 1 ... max_steps for the whole batch; sites that were not corrupted are clamped. Nothing is kept of the
+    way there, so a rule applied to the result passes no error through time.
+
+    update: the network's own ``update``, as it is at that moment of the training.
+    """
+
+    update: Callable[[Tensor], Tensor] = field(repr=False)
+    corrupt: Callable
+    max_steps: int
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.max_steps < 1 or not 0 <= self.share <= 1:
+            raise ValueError(f"max_steps must be at least 1 and share from 0 to 1, got {self.max_steps} and {self.share}")
+
+    def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        state, sites = self.corrupt(tokens, generator)
+        draw, where = torch.rand(2, generator=generator, device=tokens.device).tolist()
+        if draw < self.share:
+            state = run(self.update, state, 1 + int(where * self.max_steps), clamped=~sites).final
+        return state, sites

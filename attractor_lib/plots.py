@@ -64,9 +64,45 @@ def plot_errors(ax: Axes, frame: pd.DataFrame, x: str, xlabel: str) -> Axes:
     return ax
 
 
+def plot_variants(ax: Axes, frame: pd.DataFrame, xlabel: str) -> Axes:
+    """Column `value` of each `variant` (a row each), a marker for each `measure`; the bars span the range over seeds."""
+    sns.pointplot(frame, y="variant", x="value", hue="measure", markers=["o", "s", "D", "^"][:frame["measure"].nunique()],
+                  markersize=4, err_kws={"linewidth": 1.2}, linestyle="none", dodge=0.5, errorbar=("pi", 100), ax=ax)
+    ax.set(xlabel=xlabel, ylabel="")
+    ax.grid(axis="y", linewidth=0.4)
+    ax.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, 1), handletextpad=0.1, fontsize="small")
+    return ax
+
+
+def plot_shares(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """A stacked bar for each row of shares, which sum to 1; a colour for each column, light where a run is at rest."""
+    frame.plot.barh(ax=ax, stacked=True, width=0.8, colormap="viridis_r", linewidth=0)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel="share of runs", ylabel="")
+    ax.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize="small", columnspacing=1)
+    return ax
+
+
+def plot_seeds(ax: Axes, frame: pd.DataFrame, x: str, y: str, label: str, linestyle: str = "-", colour=None) -> Axes:
+    """Column y against column x: the mean over the rows of equal x (the seeds), in a band from the smallest to the largest."""
+    sns.lineplot(frame, x=x, y=y, label=label, color=colour, linestyle=linestyle, marker="o", markersize=4,
+                 errorbar=("pi", 100), ax=ax, legend=False)
+    return ax
+
+
 def plot_matrix(ax: Axes, values: Tensor, xlabel: str, ylabel: str, label: str) -> Axes:
     """A matrix as colours, with its scale: couplings' norms, attention masks."""
     image = ax.imshow(values.cpu(), cmap="viridis", vmin=0)
     ax.set(xlabel=xlabel, ylabel=ylabel, xticks=range(0, values.shape[1], 5), yticks=range(0, values.shape[0], 5))
     plt.colorbar(image, ax=ax, label=label)
+    return ax
+
+
+def plot_completion(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """Column `error` against column `t` (from 1), a line a `model`; with several seeds the bars span their range."""
+    sns.lineplot(frame, x="t", y="error", hue="model", style="model", markers=True, dashes=False,
+                 errorbar=("pi", 100), err_style="bars", ax=ax)
+    ax.set(xscale="log", xlabel="update step $t$", ylabel="mean squared error per pixel", ylim=(0, None))
+    ax.set_xticks([1, 2, 5, 20, 200], [1, 2, 5, 20, 200])
+    ax.minorticks_off()
     return ax

@@ -25,7 +25,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_LEAST_ORDER, _TERMS = 20, 11  # of Debye's expansion
+_LEAST_ORDER = 20  # of Debye's expansion
+_TERMS = {torch.float64: 11, torch.float32: 5}  # the first that is left out is of the order of rounding
 
 
 def log_normaliser(kappa: Tensor, dim: int) -> Tensor:
@@ -73,9 +74,10 @@ def sample(direction: Tensor, kappa: Tensor, generator: torch.Generator | None =
     the direction's. Raises ValueError for a kappa of another shape, dtype or device, negative or not finite, a direction
     off the sphere, or d < 2.
     """
-    if direction.ndim < 1 or (kappa.shape, kappa.dtype, kappa.device) != (direction.shape[:-1], direction.dtype, direction.device):
-        raise ValueError(f"kappa must be {direction.dtype} of shape {tuple(direction.shape[:-1])} on {direction.device} like "
-                         f"direction, got {kappa.dtype} of shape {tuple(kappa.shape)} on {kappa.device}")
+    shape, dtype, device = direction.shape[:-1], direction.dtype, direction.device
+    if direction.ndim == 0 or (kappa.shape, kappa.dtype, kappa.device) != (shape, dtype, device):
+        raise ValueError(f"kappa must be {dtype} of shape {tuple(shape)} on {device} like direction, "
+                         f"got {kappa.dtype} of shape {tuple(kappa.shape)} on {kappa.device}")
     dim = direction.shape[-1]
     _check(kappa, dim)
     off = (direction.norm(dim=-1) - 1).abs()
@@ -84,8 +86,8 @@ def sample(direction: Tensor, kappa: Tensor, generator: torch.Generator | None =
     mean, k = direction.reshape(-1, dim), kappa.reshape(-1)
     b = (dim - 1) / (2 * k + (4 * k.square() + (dim - 1) ** 2).sqrt())
     x0, to_x0, to_x0_squared = (1 - b) / (1 + b), 2 * b / (1 + b), 4 * b / (1 + b).square()  # x_0, 1 - x_0, 1 - x_0^2
-    drawn, left = torch.empty_like(mean), torch.arange(len(mean), device=mean.device)
-    draw = {"generator": generator, "dtype": mean.dtype, "device": mean.device}
+    drawn, left = torch.empty_like(mean), torch.arange(len(mean), device=device)
+    draw = {"generator": generator, "dtype": dtype, "device": device}
     while len(left):
         y = torch.randn((len(left), dim), **draw)
         y = y / y.norm(dim=-1, keepdim=True)
@@ -117,10 +119,10 @@ def _check(kappa: Tensor, dim: int) -> None:
 def _debye(p: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """sum_k u_k(p) / mu^k and sum_k (u_k(p) / 2 + p u_k'(p)) / mu^k, with mu = p r: both are series in 1 / r."""
     q, u, v = p.square(), torch.zeros_like(p), torch.zeros_like(p)
-    for k in reversed(range(_TERMS)):
+    for k in reversed(range(_TERMS[p.dtype])):
         in_u, in_v = torch.zeros_like(p), torch.zeros_like(p)
         for c_u, c_v in reversed(_coefficients()[k]):
-            in_u, in_v = in_u * q + c_u, in_v * q + c_v
+            in_u, in_v = c_u + q * in_u, c_v + q * in_v
         u, v = u / r + in_u, v / r + in_v
     return u, v
 
@@ -132,7 +134,7 @@ def _coefficients() -> list[list[tuple[float, float]]]:
         u_(k+1)(p) = p^2 (1 - p^2) u_k'(p) / 2 + (1/8) int_0^p (1 - 5 s^2) u_k(s) ds ,   u_0 = 1.
     """
     rows, u = [], [Fraction(1)]
-    for k in range(_TERMS):
+    for k in range(max(_TERMS.values())):
         rows.append([(float(c), float(c * (Fraction(1, 2) + k + 2 * n))) for n, c in enumerate(u)])
         following = [Fraction(0)] * (len(u) + 1)
         for n, c in enumerate(u):

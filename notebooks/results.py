@@ -1,4 +1,4 @@
-"""The long runs behind chapters 4 and 5: several seeds, long training, learning rates; one small result file each.
+"""The long runs behind the chapters with stored results: several seeds, long training; one small result file each.
 
 Each run executes its chapter, up to and with the cell tagged `save-results`, with other parameters. Runs whose file is
 there are skipped, so an interrupted `make results` is taken up where it was.
@@ -16,11 +16,25 @@ from pathlib import Path
 import nbformat
 from rerun import HERE, check_parameters, find_chapter
 
-EPOCHS = {"04_masked_prediction": 15, "05_denoising": 10}
-RUNS = [(chapter, name, {"epochs": epochs, **parameters}) for chapter, epochs in EPOCHS.items() for name, parameters in [
-    *[(f"learning-rate-x{factor}", {"lr_factor": factor, "n_validation": 5000}) for factor in (0.5, 1.0, 2.0)],
-    *[(f"seed{seed}", {"seed": seed}) for seed in (0, 1, 2)],
-]]
+ABLATIONS = {"epochs": 2, "only": "", "n_test": 2000}
+RUNS = [  # chapter, name of the run, parameters
+    *[(chapter, f"learning-rate-x{factor}", {"epochs": epochs, "lr_factor": factor, "n_validation": 5000})
+      for chapter, epochs in (("04_masked_prediction", 15), ("05_denoising", 10)) for factor in (0.5, 1.0, 2.0)],
+    *[("12_ablations", f"learning-rate-x{factor}", {
+        **ABLATIONS, "n_train": 10000, "n_images": 100, "lr_factor": factor, "n_validation": 5000, "train_on": "hidden clean",
+        "only": {0.25: "beta 20; linear attention; 16 heads of rank 16", 8.0: "beta 0; beta 0.2"}.get(factor, "")})
+      for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)],
+    ("12_ablations", "long-seed0", {"n_train": 60000, "epochs": 3, "n_test": 5000, "n_images": 200,
+                                    "only": "reference; beta 0", "train_on": "hidden"}),
+    *[(chapter, f"seed{seed}", {"seed": seed, **parameters}) for chapter, parameters in [
+        ("04_masked_prediction", {"epochs": 15}),
+        ("05_denoising", {"epochs": 10}),
+        ("10_basins", {"n_max": 60000, "every": 1}),
+        ("12_ablations", {**ABLATIONS, "n_train": 20000, "n_test": 5000, "n_images": 200, "n_steps": 200}),
+        ("13_memories_that_stay", {"n_train": 60000, "epochs": 15, "free_epochs": 6, "n_test": 1000, "n_images": 200,
+                                   "n_batches": 80, "scan_images": 10000}),
+    ] for seed in (0, 1, 2)],
+]
 
 
 def execute(chapter: str, name: str, parameters: dict, threads: int) -> str:

@@ -1,11 +1,14 @@
 """Measurements on states and maps whose answer is known."""
 
+import math
+
 import pytest
 import torch
 from conftest import random_states
 
-from attractor_lib.analysis import distinct_states, nearest_overlap, overlap, restoration_error, transient_lifetime
-from attractor_lib.corruption import AddNoise, HideTokens, mean_token
+from attractor_lib.analysis import (basin_radius, distinct_states, nearest_overlap, overlap, restoration_error, retrieval,
+                                    transient_lifetime)
+from attractor_lib.corruption import AddNoise, HideTokens, Rotate, mean_token
 from attractor_lib.embedding import PatchEmbedding
 
 
@@ -66,7 +69,47 @@ def test_distinct_states_groups_copies():
     assert [len(v) for v in distinct_states(a[None][:0])] == [0, 0]
 
 
+def cap(examples, angle):
+    """A map with basins of known size: tokens within `angle` of the example go to it at once, others to its antipode."""
+    return lambda x: torch.where(((x * examples).sum(-1) > math.cos(angle)).all(-1)[:, None, None], examples, -examples)
+
+
+def test_retrieval_of_basins_of_known_radius():
+    examples = random_states(7, 5, 11)
+    angles = torch.linspace(0.1, 1.5, 15, dtype=torch.float64)
+    fractions = []
+    for angle in angles.tolist():
+        retrieved, m = retrieval(cap(examples, 0.75), examples, Rotate(angle), n_steps=3, seed=1)
+        assert m.shape == (4, 7) and torch.equal(retrieved, m[-1] >= 0.95)
+        torch.testing.assert_close(m[0], torch.full((7,), math.cos(angle), dtype=torch.float64))
+        fractions.append(retrieved.double().mean())
+    assert fractions[6] == 1 and fractions[7] == 0  # 0.7 is inside, 0.8 outside
+    assert basin_radius(angles, torch.stack(fractions)) == pytest.approx(0.75)
+
+
+def test_retrieval_judges_the_end_and_clamps_only_when_asked():
+    examples = random_states(7, 5, 11)
+    forgets = iter([examples, -examples])
+    retrieved, m = retrieval(lambda x: next(forgets), examples, Rotate(0.5), n_steps=2)
+    assert not retrieved.any() and (m[1:].amax(0) > 0.999).all()
+    hide = HideTokens(2, mean_token(examples))
+    m = {clamp: retrieval(lambda x: -examples, examples, hide, 1, clamp=clamp)[1][1] for clamp in (False, True)}
+    torch.testing.assert_close(m[False], torch.full((7,), -1, dtype=torch.float64))
+    torch.testing.assert_close(m[True], torch.full((7,), (3 - 2) / 5, dtype=torch.float64))
+
+
+def test_basin_radius_is_linear_between_points_and_says_what_lies_outside():
+    strengths = torch.tensor([0.0, 1.0, 3.0, 4.0])
+    assert basin_radius(strengths, torch.tensor([1.0, 0.8, 0.2, 0.9])) == pytest.approx(2.0)
+    assert basin_radius(strengths, torch.tensor([1.0, 0.8, 0.2, 0.0]), level=0.9) == pytest.approx(0.5)
+    assert basin_radius(strengths, torch.tensor([0.4, 0.8, 0.2, 0.0])) == 0
+    assert basin_radius(strengths, torch.tensor([1.0, 0.8, 0.7, 0.5])) == float("inf")
+
+
 @pytest.mark.parametrize("call, message", [
+    (lambda x: retrieval(lambda s: s, x, Rotate(0.1), threshold=1.2), "threshold must be an overlap, above -1 and at most 1"),
+    (lambda x: basin_radius(torch.tensor([0.0, 0.0]), torch.ones(2)), "expected rising strengths"),
+    (lambda x: basin_radius(torch.tensor([0.0, 1.0]), torch.ones(3)), "as many fractions"),
     (lambda x: overlap(x, x[:, :4]), r"same last two dimensions \(N, d\), got \(7, 5, 11\) and \(7, 4, 11\)"),
     (lambda x: nearest_overlap(x, x[:0]), r"examples must have shape \(n >= 1, 5, 11\), got \(0, 5, 11\)"),
     (lambda x: transient_lifetime(x, 0.5), r"m must have shape \(n_steps \+ 1, batch\), got \(7, 5, 11\)"),

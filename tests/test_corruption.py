@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 
-from attractor_lib.corruption import AddNoise, HideTokens, mean_token, no_corruption
+from attractor_lib.corruption import AddNoise, HideTokens, OwnTrajectory, Rotate, mean_token, no_corruption
+from attractor_lib.dynamics import run
 from attractor_lib.embedding import PatchEmbedding
 from conftest import random_network, random_states
 
@@ -17,6 +20,31 @@ def test_hides_exactly_k_tokens_evenly_over_the_sites():
     assert (sites.sum(-1) == 2).all()
     torch.testing.assert_close(sites.double().mean(0), torch.full((5,), 0.4, dtype=torch.float64), atol=0.04, rtol=0)
     assert torch.equal(state[sites], fill.expand_as(tokens)[sites]) and torch.equal(state[~sites], tokens[~sites])
+
+
+def test_with_least_each_example_hides_a_number_of_its_own_all_equally_often():
+    tokens = random_states(6000, 5, 3)
+    state, sites = HideTokens(4, mean_token(tokens), least=2)(tokens, generator())
+    counts = sites.sum(-1).bincount(minlength=6) / len(tokens)
+    expected = torch.tensor([0, 0, 1 / 3, 1 / 3, 1 / 3, 0])
+    torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
+    torch.testing.assert_close(sites.double().mean(0), torch.full((5,), 0.6, dtype=torch.float64), atol=0.03, rtol=0)
+
+
+def test_own_trajectory_takes_a_share_of_the_batches_one_to_max_steps_on_with_the_other_sites_clamped():
+    network, tokens = random_network(2), random_states(7, 5, 11)
+    hide = HideTokens(2, mean_token(tokens))
+    corrupt, draw = OwnTrajectory(network.update, hide, max_steps=3, share=0.5), generator()
+    seen = []
+    for _ in range(400):
+        before = draw.get_state()
+        state, sites = corrupt(tokens, draw)
+        s, expected_sites = hide(tokens, generator().set_state(before))
+        assert torch.equal(sites, expected_sites) and torch.equal(state[~sites], tokens[~sites])
+        way = torch.cat([s[None], *(run(network.update, s, n, clamped=~sites).final[None] for n in (1, 2, 3))])
+        seen.append((way == state).flatten(1).all(1).nonzero().item())
+    steps = torch.tensor(seen).bincount(minlength=4) / 400
+    torch.testing.assert_close(steps, torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]), atol=0.08, rtol=0)
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -48,9 +76,30 @@ def test_no_corruption_predicts_every_site_from_the_clean_example():
     assert torch.equal(state, tokens) and sites.all()
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.4, math.pi / 2, 2.5])
+def test_a_rotation_turns_every_token_by_its_angle_in_a_direction_of_its_own(angle):
+    tokens = random_states(3000, 5, 3)
+    state, sites = Rotate(angle)(tokens, generator(3))
+    torch.testing.assert_close((state * tokens).sum(-1), torch.full((3000, 5), math.cos(angle), dtype=torch.float64))
+    torch.testing.assert_close(state.norm(dim=-1), torch.ones(3000, 5, dtype=torch.float64))
+    assert sites.all()
+    if angle:  # even over directions: the mean over examples of the tangent parts of one token turned often is zero
+        turned = Rotate(angle)(tokens[:1].expand(3000, -1, -1), generator(3))[0]
+        tangent = (turned - math.cos(angle) * tokens[:1]) / math.sin(angle)
+        assert tangent.mean(0).norm(dim=-1).max() < 0.06
+        same_site = torch.einsum("ia,ja->ij", tangent[0], tangent[0])
+        assert same_site.fill_diagonal_(0).abs().max() < 1 - 1e-6
+
+
 @pytest.mark.parametrize("make, message", [
+    (lambda: Rotate(-0.1), "angle must be between 0 and pi radians, got -0.1"),
+    (lambda: Rotate(3.2), "angle must be between 0 and pi"),
+    (lambda: Rotate(0.1)(torch.ones(4, 5, 1), generator()), "tokens must have at least 2 components to be turned, got 1"),
     (lambda: HideTokens(0, torch.ones(5, 11)), "n_hidden must be between 1 and the number of sites 5, got 0"),
     (lambda: HideTokens(6, torch.ones(5, 11)), "got 6"),
+    (lambda: HideTokens(3, torch.ones(5, 11), least=4), "least must be between 1 and n_hidden = 3, got 4"),
+    (lambda: OwnTrajectory(torch.neg, no_corruption, 0), "max_steps must be at least 1 and share from 0 to 1, got 0 and 0.5"),
+    (lambda: OwnTrajectory(torch.neg, no_corruption, 2, 1.5), "got 2 and 1.5"),
     (lambda: AddNoise(0.5, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high, got low=0.5, high=0.1"),
     (lambda: AddNoise(-0.1, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
     (lambda: AddNoise(float("nan"), 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),

@@ -53,7 +53,7 @@ def test_agrees_with_naive_loops(beta):
 
 @pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
 def test_is_the_local_energy_normalised(beta):
-    """-log p = beta (e_i + gamma / 2) + log sum_j Z, so the log-ratio of two tokens at a site is beta times minus their energies'."""
+    """-log p = beta (e_i + gamma / 2) + log sum_j Z: log-ratios at a site are beta times differences of the energy."""
     network, x = one_head(beta), random_states(BATCH, N, D)
     other = x.clone()
     other[:, 2] = random_states(BATCH, D, seed=8)
@@ -81,7 +81,8 @@ def test_density_integrates_to_one_and_to_its_mean_on_a_grid(d):
     else:
         height, weight = (torch.from_numpy(v) for v in special.roots_legendre(80))
         ring = (1 - height.square()).sqrt()
-        points = torch.stack([ring[:, None] * angle.cos(), ring[:, None] * angle.sin(), height[:, None].expand(-1, 240)], -1).view(-1, 3)
+        around = [ring[:, None] * angle.cos(), ring[:, None] * angle.sin(), height[:, None].expand(-1, 240)]
+        points = torch.stack(around, -1).view(-1, 3)
         area = weight.repeat_interleave(240) * math.pi / 120
     x = points[:, None].expand(-1, 4, d)
     p = log_conditional(network, s.expand(len(x), 4, d), x).exp() * area[:, None]
@@ -149,16 +150,16 @@ def test_rule_is_the_formula_of_the_book():
 
 def test_gradient_vanishes_for_data_that_the_network_draws_itself():
     """Exactly normalised: at the couplings that drew the targets, the expected gradient is zero; at others it is not."""
-    network, n = one_head(n=3, d=4, strength=1.5), 40_000
+    network, n = one_head(n=3, d=4, strength=1.5), 20_000
     s, generator = random_states(n, 3, 4), torch.Generator().manual_seed(0)
     target = torch.stack([draw_site(network, s, i, generator) for i in range(3)], 1)
-    parts = [pseudo_likelihood_rule(network, s[b], target[b])[1]["couplings"] for b in torch.arange(n).split(1000)]
+    parts = [pseudo_likelihood_rule(network, s[b], target[b])[1]["couplings"] for b in torch.arange(n).split(500)]
     mean, error = torch.stack(parts).mean(0), torch.stack(parts).std(0) / len(parts) ** 0.5
     off = ~torch.eye(3, dtype=torch.bool)
     z = (mean / error)[0][off]
     assert z.square().mean() < 1.3 and z.abs().max() < 5
     network.couplings.mul_(1.1)
-    moved = torch.stack([pseudo_likelihood_rule(network, s[b], target[b])[1]["couplings"] for b in torch.arange(n).split(1000)])
+    moved = torch.stack([pseudo_likelihood_rule(network, s[b], target[b])[1]["couplings"] for b in torch.arange(n).split(500)])
     assert (moved.mean(0) / error)[0][off].square().mean() > 2
 
 
@@ -189,16 +190,19 @@ def test_blocks_of_examples_change_nothing():
     network = one_head(n=13, d=17)
     s, x = random_states(401, 13, 17), random_states(401, 13, 17, seed=5)
     assert len(list(network.blocks(s))) > 1
-    parts = [pseudo_likelihood_rule(network, s[m:m + 1], x[m:m + 1])[1] for m in range(401)]
+    pieces = list(zip(s.split(57), x.split(57)))  # each within one block
+    parts = [(len(u), pseudo_likelihood_rule(network, u, y)[1]) for u, y in pieces]
     for name, gradient in pseudo_likelihood_rule(network, s, x)[1].items():
-        torch.testing.assert_close(gradient, sum(p[name] for p in parts) / 401, atol=1e-12, rtol=0)
-    single = torch.cat([log_conditional(network, s[m:m + 1], x[m:m + 1]) for m in range(401)])
-    torch.testing.assert_close(log_conditional(network, s, x), single, atol=1e-12, rtol=0)
+        torch.testing.assert_close(gradient, sum(n * p[name] for n, p in parts) / 401, atol=1e-12, rtol=0)
+    whole = (log_conditional(network, s, x), predicted_mean(network, s))
+    by_piece = [(log_conditional(network, u, y), predicted_mean(network, u)) for u, y in pieces]
+    for got, expected in zip(whole, zip(*by_piece)):
+        torch.testing.assert_close(got, torch.cat(expected), atol=1e-12, rtol=0)
 
 
 def test_gibbs_sweep_draws_from_the_conditionals_in_order():
     """Site 0 given the old others; site 1 given the new site 0: their means over draws, by a z-test."""
-    n, network = 30_000, one_head(n=3, d=4)
+    n, network = 12_000, one_head(n=3, d=4)
     start = random_states(1, 3, 4).expand(n, 3, 4)
     new = gibbs_sweep(network, start, torch.Generator().manual_seed(0))
     assert torch.equal(start[0], random_states(1, 3, 4)[0]) and (new.norm(dim=-1) - 1).abs().max() < 1e-12
@@ -252,7 +256,8 @@ def test_a_network_without_couplings_is_uniform_and_can_be_trained_without_autog
     for owner, name in ((torch.Tensor, "backward"), (torch.autograd, "backward"), (torch.autograd, "grad")):
         monkeypatch.setattr(owner, name, forbidden)
     data = x[:, :1].expand(BATCH, N, D).contiguous().repeat(5, 1, 1)  # every site shows the same token
-    history = train(network, pseudo_likelihood_rule, data, no_corruption, TrainingConfig(epochs=40, batch_size=5, learning_rate=0.1), report=None)
+    config = TrainingConfig(epochs=40, batch_size=5, learning_rate=0.1)
+    history = train(network, pseudo_likelihood_rule, data, no_corruption, config, report=None)
     assert history[-1]["loss"] < history[0]["loss"] - 0.5 * N
     assert (predicted_mean(network, data) * data).sum(-1).min() > 0.3
 
@@ -273,12 +278,12 @@ def test_refuses_other_networks_and_states(call, x):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda n, x: pseudo_likelihood_rule(n, x, x[:3]), r"target must be torch.float64 of shape \(7, 5, 11\) on cpu, got torch.float64 of shape \(3"),
+    (lambda n, x: pseudo_likelihood_rule(n, x, x[:3]), r"target must be torch.float64 of shape \(7, 5, 11\) on cpu, got"),
     (lambda n, x: log_conditional(n, x, x[:3]), r"target must be torch.float64 of shape \(7, 5, 11\)"),
     (lambda n, x: pseudo_likelihood_rule(n, x, x / 2), "target must have tokens of norm 1"),
-    (lambda n, x: pseudo_likelihood_rule(n, x, x, torch.ones(4, dtype=torch.bool)), r"sites must be boolean of shape \(5,\) or \(7, 5\)"),
+    (lambda n, x: pseudo_likelihood_rule(n, x, x, torch.ones(4) > 0), r"sites must be boolean of shape \(5,\) or \(7, 5\)"),
     (lambda n, x: pseudo_likelihood_rule(n, x[:0], x[:0]), "state must hold at least one example"),
-    (lambda n, x: gibbs_sweep(n, x, clamped=torch.ones(N)), r"clamped must be boolean of shape \(5,\) or \(7, 5\) on cpu, got torch.float32"),
+    (lambda n, x: gibbs_sweep(n, x, clamped=torch.ones(N)), r"clamped must be boolean of shape \(5,\) or \(7, 5\) on cpu"),
     (lambda n, x: draw_site(n, x, 5), "site must be from 0 to 4, got 5"),
 ])
 def test_refuses_bad_arguments(call, message, x):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo  # noqa: F401  torch.optim imports it lazily, which must not happen while a test guards autograd
 from conftest import random_states
 
 from attractor_lib import trainer

@@ -89,7 +89,8 @@ def test_draws_have_the_mean_and_the_variance_of_the_distribution(d, kappa):
     direction = random_states(1, d)[0]
     x = sample(direction.expand(n, d), torch.full((n,), kappa, dtype=torch.float64), generator)
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(n, dtype=torch.float64), rtol=0, atol=1e-12)
-    a, ratio = mean_length(torch.tensor(kappa, dtype=torch.float64), d), log_normaliser_and_ratio(torch.tensor(kappa, dtype=torch.float64), d)[1]
+    ratio = log_normaliser_and_ratio(torch.tensor(kappa, dtype=torch.float64), d)[1]
+    a = kappa * ratio
     missing = 1 - x @ direction  # 1 - w, of order d / kappa
     assert abs(missing.mean() - (1 - a)) < 4 * missing.std() / n**0.5
     square = missing.square()
@@ -131,7 +132,7 @@ def test_refuses_bad_input(kappa, dim, message):
 @pytest.mark.parametrize("direction, kappa, message", [
     (torch.ones(2, 3), torch.ones(2), "direction must have norm 1, got norms that differ from 1 by up to 0.732"),
     (torch.eye(3) * math.nan, torch.ones(3), "direction must have norm 1"),
-    (torch.eye(3), torch.ones(2), r"kappa must be torch.float32 of shape \(3,\) on cpu like direction, got torch.float32 of shape \(2,\)"),
+    (torch.eye(3), torch.ones(2), r"kappa must be torch.float32 of shape \(3,\) on cpu like direction, got"),
     (torch.eye(3), torch.ones(3).double(), "kappa must be torch.float32"),
     (torch.eye(3), -torch.ones(3), "kappa must be finite and >= 0"),
     (torch.ones(4, 1), torch.ones(4), "dim must be a whole number >= 2, got 1"),
