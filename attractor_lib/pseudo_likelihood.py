@@ -84,9 +84,9 @@ def pseudo_likelihood_rule(network: AttractorNetwork, state: Tensor, target: Ten
         loss -= ((scores.logsumexp(-1) - log_z.logsumexp(-1)) * chosen).sum()
         a = network.beta * scores.softmax(-1) * chosen[..., None]
         w = network.beta**2 * log_z.softmax(-1) * ratio * chosen[..., None]  # A / |m| = beta A / kappa
-        dm = w[..., None] * m - a[..., None] * x[:, :, None]
+        dm = m.mul_(w[..., None]).addcmul_(a[..., None], x[:, :, None], value=-1)  # in the place of m
         total["couplings"] += torch.einsum("mija,mjb->ijab", dm, s)
-        total["bias"] += dm.sum((0, 2))
+        total["bias"] += dm.sum(0).sum(1)
     return loss / len(state), {name: g / len(state) for name, g in total.items()}
 
 
@@ -114,8 +114,8 @@ def gibbs_sweep(network: AttractorNetwork, state: Tensor, generator: torch.Gener
                 clamped: Tensor | None = None) -> Tensor:
     """One sweep of the Gibbs sampler: sites 0, 1, ..., N - 1, each drawn from p(x_i | current others). New (batch, N, d).
 
-    Its cost is that of N calls of `draw_site`, not of N updates. For N > 2 the conditionals are in general not those of one joint
-    distribution, so what repeated sweeps settle to may depend on the order of the sites.
+    Its cost is that of N calls of `draw_site`, not of N updates. For N > 2 the conditionals are in general not those of one
+    joint distribution, so what repeated sweeps settle to may depend on the order of the sites.
 
     state: (batch, N, d), tokens on the sphere; it is left as it is.
     generator: on the network's device.
