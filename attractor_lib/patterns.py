@@ -46,7 +46,8 @@ def random_patterns(n: int, n_sites: int, dim: int, generator: torch.Generator, 
     (2/pi) arcsin c at d = 1. Used in notebook 09_synthetic_patterns.
 
     n, n_sites, dim: whole numbers, at least 1.  correlation: c, from 0 to 1.
-    generator: the patterns lie on its device.
+    generator: the patterns lie on its device. Seed it apart from that of a corruption: two generators of one seed draw the
+        same numbers, and a turn then points toward another pattern instead of a random way.
     Raises ValueError for anything else, and MemoryError, before allocating, where the patterns would not fit.
     """
     for name, value in [("n", n), ("n_sites", n_sites), ("dim", dim)]:
