@@ -9,8 +9,8 @@ HTML = book/_build/html/index.html
 help:
 	@echo "make book       set up, then build the HTML book from the committed outputs"
 	@echo "make test       set up, then the unit tests and the checks of every notebook"
-	@echo "make reproduce  set up, execute every chapter afresh (about 8 minutes on 2 cores), and build that book"
-	@echo "make results    set up, then those long runs behind chapters 4 and 5 that are not stored yet (all: FORCE=--force, 1 hour on 2 cores)"
+	@echo "make reproduce  set up, execute every chapter afresh (about 25 minutes on 2 cores), and build that book"
+	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
 	@echo "make bench      set up, then time a training step against autograd, a transformer block and the floor"
 
 # The stamp is touched last: an interrupted set-up is taken up again.
@@ -43,7 +43,7 @@ reproduce: $(VENV)/.complete
 
 results: $(VENV)/.complete
 	$(BIN)/python notebooks/results.py $(FORCE)
-	@echo "== the results are in notebooks/results; chapters 4 and 5 show them"
+	@echo "== the results are in notebooks/results; the chapters show them"
 
 bench: $(VENV)/.complete
 	$(BIN)/python benchmarks/training_step.py

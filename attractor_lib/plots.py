@@ -102,7 +102,8 @@ def plot_completion(ax: Axes, frame: pd.DataFrame) -> Axes:
     """Column `error` against column `t` (from 1), a line a `model`; with several seeds the bars span their range."""
     sns.lineplot(frame, x="t", y="error", hue="model", style="model", markers=True, dashes=False,
                  errorbar=("pi", 100), err_style="bars", ax=ax)
-    ax.set(xscale="log", xlabel="update step $t$", ylabel="mean squared error per pixel", ylim=(0, None))
+    ax.set(xscale="log", yscale="log", xlabel="update step $t$", ylabel="mean squared error per pixel")
     ax.set_xticks([1, 2, 5, 20, 200], [1, 2, 5, 20, 200])
+    ax.set_yticks([0.02, 0.05, 0.1, 0.2], [0.02, 0.05, 0.1, 0.2])
     ax.minorticks_off()
     return ax
