@@ -9,8 +9,8 @@ site. With m_ij = J_ij x_j + b_i, kappa_ij = beta |m_ij|, and j != i throughout,
 
 as derived in notebook 07_exact_pseudo_likelihood. gamma drops out, since |x_i| = 1. Z_d and A_d are those of
 ``attractor_lib.von_mises_fisher``. Every function works in the dtype and on the device of the network, and raises
-ValueError for a network with several heads or of low rank, where the product over heads has no such normaliser, for
-d < 2, and for a state that the network refuses.
+ValueError for a network with several heads or of low rank, where the product over heads has no such normaliser, for a
+variant with another energy, for d < 2, and for a state that the network refuses.
 """
 
 import torch
@@ -151,6 +151,10 @@ def _check_network(network: AttractorNetwork) -> None:
     if network.n_heads != 1 or network.rank is not None:
         raise ValueError("network must have one head of full rank for its conditionals to be normalised exactly, "
                          f"got n_heads={network.n_heads}, rank={network.rank}")
+    energy = "scores", "potential", "check_norms"
+    if any(getattr(type(network), name) is not getattr(AttractorNetwork, name) for name in energy):
+        raise ValueError("network must have the log-sum-exp energy on the sphere, "
+                         f"got the variant {type(network).__name__}")
 
 
 def _check_target(network: AttractorNetwork, state: Tensor, target: Tensor, sites: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+import yaml
 from rerun import HERE, check_parameters, find_chapter
 
 ABLATIONS = {"epochs": 2, "only": "", "n_test": 2000}
@@ -26,9 +27,17 @@ RUNS = [  # chapter, name of the run, parameters
       for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)],
     ("12_ablations", "long-seed0", {"n_train": 60000, "epochs": 3, "n_test": 5000, "n_images": 200,
                                     "only": "reference; beta 0", "train_on": "hidden"}),
+    ("08_contrastive_divergence", "more-sweeps", {"own_steps": [1], "gibbs_sweeps": [1, 3], "n_chains": 250, "example_numbers": [],
+                                                  "n_states": 200, "n_sweeps": 200}),
+    *[("08_contrastive_divergence", f"learning-rate-x{factor}", {"lr_factor": factor, "n_images": 2500, "example_numbers": [],
+                                                                 "n_states": 50, "n_steps": 20, "n_sweeps": 1})
+      for factor in (0.33, 1.0, 3.0)],
+    *[("13_memories_that_stay", f"noise-seed{seed}", {"seed": seed, "n_train": 10000, "epochs": 1, "free_epochs": 1, "n_test": 100,
+                                                      "noise_images": 10000}) for seed in (0, 1, 2)],
     *[(chapter, f"seed{seed}", {"seed": seed, **parameters}) for chapter, parameters in [
         ("04_masked_prediction", {"epochs": 15}),
         ("05_denoising", {"epochs": 10}),
+        ("08_contrastive_divergence", {"example_numbers": [10, 100, 1000], "n_states": 200, "n_sweeps": 200}),
         ("10_basins", {"n_max": 60000, "every": 1}),
         ("12_ablations", {**ABLATIONS, "n_train": 20000, "n_test": 5000, "n_images": 200, "n_steps": 200}),
         ("13_memories_that_stay", {"n_train": 60000, "epochs": 15, "free_epochs": 6, "n_test": 1000, "n_images": 200,
@@ -49,9 +58,8 @@ def execute(chapter: str, name: str, parameters: dict, threads: int) -> str:
         last = max(n for n, cell in enumerate(notebook.cells) if "save-results" in cell.metadata.get("tags", []))
         notebook.cells = notebook.cells[: last + 1]
         nbformat.write(notebook, f"{folder}/{chapter}.ipynb")
-        given = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
         run = subprocess.run([sys.executable, "-m", "papermill", f"{folder}/{chapter}.ipynb", f"{folder}/out.ipynb", "--cwd", HERE,
-                              "--no-progress-bar", *given], env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                              "--no-progress-bar", "-y", yaml.safe_dump(parameters)], env={**os.environ, "OMP_NUM_THREADS": str(threads)},
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if run.returncode:
         return f"{chapter}/{name} FAILED:\n{run.stderr[-2000:]}"

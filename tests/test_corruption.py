@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from attractor_lib.corruption import AddNoise, HideTokens, OwnTrajectory, Rotate, mean_token, no_corruption
-from attractor_lib.dynamics import run
+from attractor_lib.corruption import AddNoise, HideTokens, Rotate, mean_token, no_corruption
 from attractor_lib.embedding import PatchEmbedding
 from conftest import random_network, random_states
 
@@ -29,22 +28,6 @@ def test_with_least_each_example_hides_a_number_of_its_own_all_equally_often():
     expected = torch.tensor([0, 0, 1 / 3, 1 / 3, 1 / 3, 0])
     torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
     torch.testing.assert_close(sites.double().mean(0), torch.full((5,), 0.6, dtype=torch.float64), atol=0.03, rtol=0)
-
-
-def test_own_trajectory_takes_a_share_of_the_batches_one_to_max_steps_on_with_the_other_sites_clamped():
-    network, tokens = random_network(2), random_states(7, 5, 11)
-    hide = HideTokens(2, mean_token(tokens))
-    corrupt, draw = OwnTrajectory(network.update, hide, max_steps=3, share=0.5), generator()
-    seen = []
-    for _ in range(400):
-        before = draw.get_state()
-        state, sites = corrupt(tokens, draw)
-        s, expected_sites = hide(tokens, generator().set_state(before))
-        assert torch.equal(sites, expected_sites) and torch.equal(state[~sites], tokens[~sites])
-        way = torch.cat([s[None], *(run(network.update, s, n, clamped=~sites).final[None] for n in (1, 2, 3))])
-        seen.append((way == state).flatten(1).all(1).nonzero().item())
-    steps = torch.tensor(seen).bincount(minlength=4) / 400
-    torch.testing.assert_close(steps, torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]), atol=0.08, rtol=0)
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -98,8 +81,6 @@ def test_a_rotation_turns_every_token_by_its_angle_in_a_direction_of_its_own(ang
     (lambda: HideTokens(0, torch.ones(5, 11)), "n_hidden must be between 1 and the number of sites 5, got 0"),
     (lambda: HideTokens(6, torch.ones(5, 11)), "got 6"),
     (lambda: HideTokens(3, torch.ones(5, 11), least=4), "least must be between 1 and n_hidden = 3, got 4"),
-    (lambda: OwnTrajectory(torch.neg, no_corruption, 0), "max_steps must be at least 1 and share from 0 to 1, got 0 and 0.5"),
-    (lambda: OwnTrajectory(torch.neg, no_corruption, 2, 1.5), "got 2 and 1.5"),
     (lambda: AddNoise(0.5, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high, got low=0.5, high=0.1"),
     (lambda: AddNoise(-0.1, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
     (lambda: AddNoise(float("nan"), 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),

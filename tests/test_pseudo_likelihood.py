@@ -7,6 +7,7 @@ import torch
 from conftest import BATCH, D, N, RANK, random_network, random_states
 from scipy import special
 
+from attractor_lib.ablations import LinearAttention, SelfAttending, Unprojected
 from attractor_lib.corruption import no_corruption
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.pseudo_likelihood import draw_site, gibbs_sweep, log_conditional, predicted_mean, pseudo_likelihood_rule
@@ -271,6 +272,9 @@ def test_refuses_other_networks_and_states(call, x):
     for network, got in ((random_network(None), "n_heads=3, rank=None"), (random_network(RANK, heads=1), "n_heads=1, rank=2")):
         with pytest.raises(ValueError, match=f"network must have one head of full rank .*, got {got}"):
             call(network, x)
+    for variant in (SelfAttending, LinearAttention, Unprojected):
+        with pytest.raises(ValueError, match=f"log-sum-exp energy on the sphere, got the variant {variant.__name__}"):
+            call(variant(N, D).double(), x)
     with pytest.raises(ValueError, match="state must have tokens of norm 1"):
         call(one_head(), 2 * x)
     with pytest.raises(ValueError, match="dim must be a whole number >= 2, got 1"):

@@ -1,7 +1,8 @@
-"""Learning on states along the network's own trajectories, with no gradient through time."""
+"""Learning on states along the network's own trajectories, with no gradient through time: thrown away or kept."""
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,6 +10,34 @@ from torch import Tensor
 from attractor_lib.dynamics import run
 from attractor_lib.learning import Gradients
 from attractor_lib.model import AttractorNetwork
+
+
+@dataclass(frozen=True)
+class OwnTrajectory:
+    """States that the network itself produces on its way from corrupted ones (notebook 13_memories_that_stay).
+
+    A batch is first corrupted by `corrupt`. With probability `share` the network then takes it T steps on, T drawn
+    uniformly from 1 ... max_steps for the whole batch; sites that were not corrupted are clamped. Nothing is kept of the
+    way there, so a rule applied to the result passes no error through time.
+
+    update: the network's own ``update``, as it is at that moment of the training.
+    """
+
+    update: Callable[[Tensor], Tensor] = field(repr=False)
+    corrupt: Callable
+    max_steps: int
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.max_steps < 1 or not 0 <= self.share <= 1:
+            raise ValueError(f"max_steps must be at least 1 and share from 0 to 1, got {self.max_steps} and {self.share}")
+
+    def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        state, sites = self.corrupt(tokens, generator)
+        draw, where = torch.rand(2, generator=generator, device=tokens.device).tolist()
+        if draw < self.share:
+            state = run(self.update, state, 1 + int(where * self.max_steps), clamped=~sites).final
+        return state, sites
 
 
 class PersistentTrajectories:

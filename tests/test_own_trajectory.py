@@ -2,9 +2,10 @@ import pytest
 import torch
 from conftest import BATCH, N, D, random_network, random_states
 
+from attractor_lib.corruption import HideTokens, mean_token, no_corruption
 from attractor_lib.dynamics import run
 from attractor_lib.learning import prediction_rule
-from attractor_lib.persistent import PersistentTrajectories
+from attractor_lib.own_trajectory import OwnTrajectory, PersistentTrajectories
 
 
 def batches():
@@ -54,6 +55,28 @@ def test_renewal_one_is_the_plain_rule_and_in_between_rows_are_renewed_whole(net
     for row in range(BATCH):
         expected = second if renewed[row] else (old, *first[1:])
         assert all(torch.equal(got[row], value[row]) for got, value in zip(seen[1], expected))
+
+
+def test_own_trajectory_takes_a_share_of_the_batches_one_to_max_steps_on_with_the_other_sites_clamped():
+    network, tokens = random_network(2), random_states(7, 5, 11)
+    hide = HideTokens(2, mean_token(tokens))
+    corrupt, draw = OwnTrajectory(network.update, hide, max_steps=3, share=0.5), torch.Generator().manual_seed(0)
+    seen = []
+    for _ in range(400):
+        before = draw.get_state()
+        state, sites = corrupt(tokens, draw)
+        s, expected_sites = hide(tokens, torch.Generator().set_state(before))
+        assert torch.equal(sites, expected_sites) and torch.equal(state[~sites], tokens[~sites])
+        way = torch.cat([s[None], *(run(network.update, s, n, clamped=~sites).final[None] for n in (1, 2, 3))])
+        seen.append((way == state).flatten(1).all(1).nonzero().item())
+    steps = torch.tensor(seen).bincount(minlength=4) / 400
+    torch.testing.assert_close(steps, torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]), atol=0.08, rtol=0)
+
+
+@pytest.mark.parametrize("max_steps, share", [(0, 0.5), (2, 1.5), (2, -0.1)])
+def test_own_trajectory_refuses_arguments_out_of_range(max_steps, share):
+    with pytest.raises(ValueError, match=f"max_steps must be at least 1 and share from 0 to 1, got {max_steps} and {share}"):
+        OwnTrajectory(torch.neg, no_corruption, max_steps, share)
 
 
 @pytest.mark.parametrize("arguments", [{"n_steps": 0}, {"renewal": 0}, {"renewal": 1.1}, {"n_batches": 0}])
