@@ -26,7 +26,7 @@ class SelfAttending(AttractorNetwork):
     """
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        return self.beta * torch.einsum(f"mhir,mh{self.pair}r->mhij", q, k)
+        return self.beta * self.products(q, k)
 
     @property
     def n_acting(self) -> int:

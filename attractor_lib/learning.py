@@ -13,7 +13,7 @@ and the energy rule has dL/dk_ij = -a_ij q_i and dL/dq_i = -o_i in their place.
 import torch
 from torch import Tensor
 
-from attractor_lib.model import AttractorNetwork
+from attractor_lib.model import AttractorNetwork, sites_first, sites_last
 
 Gradients = dict[str, Tensor]
 
@@ -30,20 +30,20 @@ def energy_rule(network: AttractorNetwork, state: Tensor) -> tuple[Tensor, Gradi
     parameters by name. Raises ValueError for a state that the network refuses or an empty batch.
     """
     _check_batch(network, state)
-    loss, total = state.new_zeros(()), {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    loss, total = state.new_zeros(()), _zeros(network)
     for x, in network.blocks(state):
         q, k = network.queries(x), network.keys(x)
         scores = network.scores(q, k)
-        a = network.weights(scores)
+        a = network.weights(scores) / -len(state)
         loss -= network.potential(scores).sum() / network.beta
         loss -= (network.bias * x).sum() + network.gamma / 2 * x.square().sum()
-        total["bias"] -= x.sum(0)
+        total["bias"] -= x.sum(0) / len(state)
         if network.rank is None:
-            total["couplings"] -= _outer(network, torch.einsum("mhij,mhir->mhijr", a, q), x)
+            _add_outer(total["couplings"], _asked(network, k, (a, q)), x)
         else:
-            total["V"] -= _outer(network, torch.einsum("mhij,mhir->mhjr", a, q), x)
-            total["U"] -= torch.einsum("mhir,mia->hira", network.pooled(a, k), x)
-    return loss / len(state), {name: g / len(state) for name, g in total.items()}
+            _add_outer(total["U"], network.pooled(a, k).permute(2, 0, 1, 3), x)
+            _add_outer(total["V"], _asked(network, k, (a, q)), x)
+    return loss / len(state), _gradients(total)
 
 
 @torch.no_grad()
@@ -63,26 +63,25 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
     that the network refuses, a target or sites of another shape, NaN, or an empty batch.
     """
     sites = check_example(network, state, target, sites)
-    loss, total = state.new_zeros(()), {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    loss, total = state.new_zeros(()), _zeros(network)
     for s, x, chosen in network.blocks(state, target, sites):
         q, k = network.queries(s), network.keys(s)
         a = network.weights(network.scores(q, k))
         o = network.pooled(a, k)
         r = (network.output(o) - x) * chosen[..., None]
-        g = r[:, None].expand_as(o) if network.rank is None else torch.einsum("hira,mia->mhir", network.U, r)
-        u = torch.einsum(f"mhir,mh{network.pair}r->mhij", g, k)
-        z = network.weights_gradient(a, u, mean=(g * o).sum(-1, keepdim=True))
         loss += r.square().sum() / 2
+        r /= len(state)
+        g = network.queries(r)
+        u = network.products(g, k)
+        z = network.weights_gradient(a, u, mean=(a * u).sum(-1, keepdim=True))
         total["bias"] += r.sum(0)
-        if network.rank is None:  # c_ij g_i + z_ij q_i in one product: the messages are written once, not twice
-            dk = torch.einsum("mhijc,mhicr->mhijr", torch.stack([a, z], -1), torch.stack([g, q], -2))
-            total["couplings"] += _outer(network, dk, s)
+        if network.rank is None:
+            _add_outer(total["couplings"], _asked(network, k, (a, g), (z, q)), s)
         else:
-            dk = torch.einsum("mhij,mhir->mhjr", a, g) + torch.einsum("mhij,mhir->mhjr", z, q)
-            total["V"] += _outer(network, dk, s)
-            total["U"] += torch.einsum("mhir,mia->hira", o, r)
-            total["U"] += torch.einsum("mhir,mia->hira", network.pooled(z, k), s)
-    return loss / len(state), {name: g / len(state) for name, g in total.items()}
+            _add_outer(total["U"], o.permute(2, 0, 1, 3), r)
+            _add_outer(total["U"], network.pooled(z, k).permute(2, 0, 1, 3), s)
+            _add_outer(total["V"], _asked(network, k, (a, g), (z, q)), s)
+    return loss / len(state), _gradients(total)
 
 
 def check_example(network: AttractorNetwork, state: Tensor, target: Tensor, sites: Tensor | None) -> Tensor:
@@ -101,9 +100,33 @@ def check_example(network: AttractorNetwork, state: Tensor, target: Tensor, site
     return sites.expand(state.shape[:2])
 
 
-def _outer(network: AttractorNetwork, dk: Tensor, s: Tensor) -> Tensor:
-    """sum over examples of dk_ij s_j^T: the gradient of J (full rank) or of V (low rank)."""
-    return torch.einsum(f"mh{network.pair}r,mjb->h{network.pair}rb", dk, s)
+def _asked(network: AttractorNetwork, k: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """dL/dk_ij (N, batch, heads, N, d): the sum over the terms (c, v) of c_ij v_i; dL/dk_j (N, batch, heads, r): also over i.
+
+    The site j comes first. At full rank it overwrites the keys: it has their size, and they are in the cache.
+    """
+    if network.rank is None:
+        dk = k.movedim(-2, 0)
+        for n, (c, v) in enumerate(terms):
+            c = c.movedim(-1, 0)[..., None]
+            torch.mul(c, v, out=dk) if n == 0 else dk.addcmul_(c, v)
+        return dk
+    dk = sum(torch.bmm(c.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)) for c, v in terms)
+    return dk.view(-1, network.n_heads, *dk.shape[1:]).movedim(-2, 0)
+
+
+def _add_outer(total: Tensor, d: Tensor, s: Tensor) -> None:
+    """total (N, d, ...) += sum over examples of s_j d_j^T, for s (batch, N, d) and d (N, batch, ...)."""
+    total.flatten(2).baddbmm_(s.permute(1, 2, 0), d.flatten(2))
+
+
+def _zeros(network: AttractorNetwork) -> Gradients:
+    return {name: torch.zeros_like(p) if name == "bias" else p.new_zeros(sites_first(p).shape)
+            for name, p in network.named_parameters()}
+
+
+def _gradients(total: Gradients) -> Gradients:
+    return {name: g if name == "bias" else sites_last(g) for name, g in total.items()}
 
 
 def _check_batch(network: AttractorNetwork, state: Tensor) -> None:

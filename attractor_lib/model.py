@@ -17,6 +17,16 @@ def exclude_self(scores: Tensor) -> Tensor:
     return scores.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device), -math.inf)
 
 
+def sites_first(w: Tensor) -> Tensor:
+    """(heads, [N,] N, r, d) seen as (N, d, heads, [N,] r): a matrix for each site that acts. So weights lie in memory."""
+    return w.movedim((-3, -1), (0, 1))
+
+
+def sites_last(w: Tensor) -> Tensor:
+    """The inverse of `sites_first`."""
+    return w.movedim((0, 1), (-3, -1))
+
+
 class AttractorNetwork(nn.Module):
     r"""Vector spins x_i on the unit sphere, each descending a local energy of its own.
 
@@ -26,8 +36,8 @@ class AttractorNetwork(nn.Module):
 
     Derived in notebook 01_local_energies. With ``rank=r`` the couplings are J^h_ij = (U^h_i)^T V^h_j and every
     equation stays; site i then asks with the query q_i = U_i x_i, and site j shows every other site the same key
-    k_j = V_j x_j. With full rank the query is x_i itself and the key depends on the pair: k_ij = J_ij x_j. That
-    letter is the whole difference, and the einsums below say so with ``{pair}``.
+    k_j = V_j x_j. With full rank the query is x_i itself and the key depends on the pair: k_ij = J_ij x_j. That is the
+    whole difference: the keys of an example and head are one matrix (N, r) for all sites, or one (N, d) for each.
 
     Arguments
         n_sites: N >= 2, the number of sites (tokens).
@@ -61,7 +71,8 @@ class AttractorNetwork(nn.Module):
         generator = generator or torch.Generator().manual_seed(0)
 
         def gaussian(*shape: int, std: float) -> nn.Parameter:
-            return nn.Parameter(std * torch.randn(shape, generator=generator), requires_grad=False)
+            weights = sites_first(std * torch.randn(shape, generator=generator)).contiguous()
+            return nn.Parameter(sites_last(weights), requires_grad=False)
 
         # Small: at the start messages are weak and attention is nearly uniform.
         if rank is None:
@@ -71,7 +82,6 @@ class AttractorNetwork(nn.Module):
             self.U = gaussian(n_heads, n_sites, rank, dim, std=0.5 * dim**-0.5)
             self.V = gaussian(n_heads, n_sites, rank, dim, std=0.5 * dim**-0.5)
         self.bias = nn.Parameter(torch.zeros(n_sites, dim), requires_grad=False)
-        self.pair = "ij" if rank is None else "j"
 
     @property
     def n_acting(self) -> int:
@@ -107,26 +117,44 @@ class AttractorNetwork(nn.Module):
             raise ValueError(f"{name} must have tokens of norm 1, got norms that differ from 1 by up to {off.max():.3g}")
 
     def blocks(self, *states: Tensor):
-        """Views of the states over blocks of examples small enough for their keys to stay in the processor's cache."""
+        """Views of the states over blocks of examples small enough for their keys to stay in the processor's cache.
+
+        So working memory does not grow with the batch.
+        """
         floats = self.n_heads * self.n_sites * (
             self.n_sites * self.dim if self.rank is None else 2 * self.rank + self.n_sites)
-        return zip(*(s.split(max(1, 2**20 // floats)) for s in states))
+        parts = -(-len(states[0]) * floats // 2**20) or 1
+        return zip(*(s.tensor_split(parts) for s in states))
 
     def queries(self, x: Tensor) -> Tensor:
         """q (batch, heads, N, r): U_i x_i at low rank, x_i itself (r = d) at full rank."""
         if self.rank is None:
             return x[:, None].expand(-1, self.n_heads, -1, -1)
-        return torch.einsum("hira,mia->mhir", self.U, x)
+        return self._acted(self.U, x).permute(1, 2, 0, 3)
 
     def keys(self, x: Tensor) -> Tensor:
-        """k: J_ij x_j (batch, heads, N, N, d) at full rank, V_j x_j (batch, heads, N, r) at low rank."""
-        if self.rank is None:
-            return torch.einsum("hijab,mjb->mhija", self.couplings, x).contiguous()
-        return torch.einsum("hjrb,mjb->mhjr", self.V, x)
+        """k: J_ij x_j (batch, heads, N, N, d) at full rank, V_j x_j (batch, heads, N, r) at low rank.
+
+        In memory j comes first, as the matrix product leaves them; what follows reads them where they lie.
+        """
+        return self._acted(self.couplings if self.rank is None else self.V, x).movedim(0, -2)
+
+    def _acted(self, w: Tensor, x: Tensor) -> Tensor:
+        """w_j x_j for all sites j, heads (and i): (N, batch, heads, [N,] r), one matrix product a site."""
+        w = sites_first(w)
+        return torch.bmm(x.transpose(0, 1), w.flatten(2)).unflatten(2, w.shape[2:])
+
+    def products(self, q: Tensor, k: Tensor) -> Tensor:
+        """q_i . k_ij (batch, heads, N, N)."""
+        return torch.bmm(self._rows(q), k.flatten(0, -3).transpose(1, 2)).view(*q.shape[:3], self.n_sites)
+
+    def _rows(self, q: Tensor) -> Tensor:
+        """(batch, heads, N, r) as a matrix for each set of keys: of all N rows at low rank, of one row at full rank."""
+        return q.reshape(-1, 1 if self.rank is None else self.n_sites, q.shape[-1])
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """beta x_i . J_ij x_j = beta q_i . k_ij, with -inf at j = i: (batch, heads, N, N)."""
-        return exclude_self(self.beta * torch.einsum(f"mhir,mh{self.pair}r->mhij", q, k))
+        return exclude_self(self.beta * self.products(q, k))
 
     # The energy is a function phi of a site's scores, e_i = -(1/beta) sum_h phi(scores of i) - ..., and attention is its
     # derivative. Here phi is the log-sum-exp; notebook 12_ablations puts others in its place, by these three methods.
@@ -145,13 +173,13 @@ class AttractorNetwork(nn.Module):
 
     def pooled(self, a: Tensor, k: Tensor) -> Tensor:
         """o_i = sum_j a_i<-j k_ij (batch, heads, N, r)."""
-        return torch.einsum(f"mhij,mh{self.pair}r->mhir", a, k)
+        return torch.bmm(self._rows(a), k.flatten(0, -3)).view(*a.shape[:3], k.shape[-1])
 
     def output(self, o: Tensor) -> Tensor:
         """h_i = sum_h (U_i)^T o_i + b_i (batch, N, d); at full rank U_i is the identity."""
         if self.rank is None:
             return o.sum(1) + self.bias
-        return torch.einsum("hira,mhir->mia", self.U, o) + self.bias
+        return torch.einsum("mhir,hira->mia", o, self.U) + self.bias
 
     def local_energies(self, x: Tensor) -> Tensor:
         """e_i(x) (batch, N), dimensionless."""
