@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attractor_lib.learning import Gradients, energy_rule
+from attractor_lib.learning import Gradients, check_example, energy_rule
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.pseudo_likelihood import gibbs_sweep
 
@@ -56,6 +56,10 @@ class GibbsSampler:
 
     generator: torch.Generator = field(repr=False)
 
+    def __post_init__(self):
+        if not isinstance(self.generator, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator, got {self.generator!r}")
+
     def __call__(self, network: AttractorNetwork, state: Tensor, clamped: Tensor | None = None) -> Tensor:
         return gibbs_sweep(network, state, self.generator, clamped)
 
@@ -85,7 +89,7 @@ class ContrastiveDivergence:
     record: list | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
-        if not callable(self.sample):
+        if not callable(self.sample) or isinstance(self.sample, type):
             raise ValueError("sample must be a function (network, state, clamped) -> state, such as own_update or "
                              f"GibbsSampler(generator), got {self.sample!r}")
         if not isinstance(self.n_steps, int) or self.n_steps < 1:
@@ -118,6 +122,7 @@ class ContrastiveDivergence:
     def __call__(self, network: AttractorNetwork, state: Tensor, target: Tensor,
                  sites: Tensor | None = None) -> tuple[Tensor, Gradients]:
         """L and the gradients by name: data = `target`, negatives from `state`, both (batch, N, d) on the sphere."""
+        sites = check_example(network, state, target, sites)
         low, high, gradients = contrast(network, target, self.negatives(network, state, sites))
         if self.record is not None:
             self.record.append((low.item(), high.item()))

@@ -13,9 +13,14 @@ def _check_patterns(patterns: Tensor) -> Tensor:
     if not isinstance(patterns, Tensor) or patterns.ndim != 3 or len(patterns) == 0 or not patterns.is_floating_point():
         got = f"{patterns.dtype} {tuple(patterns.shape)}" if isinstance(patterns, Tensor) else type(patterns).__name__
         raise ValueError(f"patterns must be a floating tensor of shape (n >= 1, N, d), got {got}")
-    if not ((patterns.norm(dim=-1) - 1).abs() <= 1e-3).all():  # written so that NaN fails too
-        raise ValueError("patterns must have tokens of norm 1")
-    return patterns
+    return _check_norms(patterns, "patterns")
+
+
+def _check_norms(x: Tensor, name: str) -> Tensor:
+    off = (x.norm(dim=-1) - 1).abs()
+    if not (off <= 1e-3).all():  # written so that NaN fails too
+        raise ValueError(f"{name} must have tokens of norm 1, got norms that differ from 1 by up to {off.max():.3g}")
+    return x
 
 
 def _require_couplings(patterns: Tensor) -> None:
@@ -54,6 +59,8 @@ def pseudo_inverse_couplings(patterns: Tensor) -> Tensor:
     for other patterns, MemoryError where J would not fit.
     """
     _, n_sites, dim = _check_patterns(patterns).shape
+    if n_sites < 2:
+        raise ValueError(f"patterns must have at least 2 sites, got {n_sites}")
     _require_couplings(patterns)
     J = patterns.new_zeros(1, n_sites, n_sites, dim, dim)
     for i in range(n_sites):
@@ -80,14 +87,15 @@ class ModernHopfield:
     """
 
     def __init__(self, patterns: Tensor, beta: float):
-        if not (math.isfinite(beta) and beta > 0):
-            raise ValueError(f"beta must be a finite number > 0, got {beta}")
+        if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
+            raise ValueError(f"beta must be a finite number > 0, got {beta!r}")
         self.patterns, self.beta = _check_patterns(patterns), beta
 
     def _blocks(self, x: Tensor):
         if x.ndim != 3 or x.shape[1:] != self.patterns.shape[1:] or x.dtype != self.patterns.dtype:
             raise ValueError(f"x must be {self.patterns.dtype} of shape (batch, {self.patterns.shape[1]}, "
                              f"{self.patterns.shape[2]}), got {x.dtype} {tuple(x.shape)}")
+        _check_norms(x, "x")
         flat = self.patterns.flatten(1)
         for b in x.split(max(1, 2**24 // len(flat))):  # (block, n) scores at a time
             yield self.beta * b.flatten(1) @ flat.mT, flat

@@ -31,8 +31,9 @@ def energy_rule(network: AttractorNetwork, state: Tensor) -> tuple[Tensor, Gradi
     """
     _check_batch(network, state)
     loss, total = state.new_zeros(()), _zeros(network)
+    U, V = network.matrices()
     for x, in network.blocks(state):
-        q, k = network.queries(x), network.keys(x)
+        q, k = network.queries(x, U), network.keys(x, V)
         scores = network.scores(q, k)
         a = network.weights(scores) / -len(state)
         loss -= network.potential(scores).sum() / network.beta
@@ -64,14 +65,15 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
     """
     sites = check_example(network, state, target, sites)
     loss, total = state.new_zeros(()), _zeros(network)
+    U, V = network.matrices()
     for s, x, chosen in network.blocks(state, target, sites):
-        q, k = network.queries(s), network.keys(s)
+        q, k = network.queries(s, U), network.keys(s, V)
         a = network.weights(network.scores(q, k))
         o = network.pooled(a, k)
         r = (network.output(o) - x) * chosen[..., None]
         loss += r.square().sum() / 2
         r /= len(state)
-        g = network.queries(r)
+        g = network.queries(r, U)
         u = network.products(g, k)
         z = network.weights_gradient(a, u, mean=(a * u).sum(-1, keepdim=True))
         total["bias"] += r.sum(0)
@@ -116,8 +118,8 @@ def _asked(network: AttractorNetwork, k: Tensor, *terms: tuple[Tensor, Tensor]) 
 
 
 def _add_outer(total: Tensor, d: Tensor, s: Tensor) -> None:
-    """total (N, d, ...) += sum over examples of s_j d_j^T, for s (batch, N, d) and d (N, batch, ...)."""
-    total.flatten(2).baddbmm_(s.permute(1, 2, 0), d.flatten(2))
+    """total (N, ..., d) += sum over examples of d_j s_j^T, for d (N, batch, ...) and s (batch, N, d)."""
+    total.flatten(1, -2).baddbmm_(d.flatten(2).transpose(1, 2), s.transpose(0, 1))
 
 
 def _zeros(network: AttractorNetwork) -> Gradients:
@@ -126,7 +128,7 @@ def _zeros(network: AttractorNetwork) -> Gradients:
 
 
 def _gradients(total: Gradients) -> Gradients:
-    return {name: g if name == "bias" else sites_last(g) for name, g in total.items()}
+    return {name: g if name == "bias" else sites_last(g).contiguous() for name, g in total.items()}
 
 
 def _check_batch(network: AttractorNetwork, state: Tensor) -> None:

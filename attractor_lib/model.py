@@ -18,13 +18,13 @@ def exclude_self(scores: Tensor) -> Tensor:
 
 
 def sites_first(w: Tensor) -> Tensor:
-    """(heads, [N,] N, r, d) seen as (N, d, heads, [N,] r): a matrix for each site that acts. So weights lie in memory."""
-    return w.movedim((-3, -1), (0, 1))
+    """(heads, [N,] N, r, d) seen as (N, heads, [N,] r, d): a matrix for each site that acts."""
+    return w.movedim(-3, 0)
 
 
 def sites_last(w: Tensor) -> Tensor:
     """The inverse of `sites_first`."""
-    return w.movedim((0, 1), (-3, -1))
+    return w.movedim(0, -3)
 
 
 class AttractorNetwork(nn.Module):
@@ -71,8 +71,7 @@ class AttractorNetwork(nn.Module):
         generator = generator or torch.Generator().manual_seed(0)
 
         def gaussian(*shape: int, std: float) -> nn.Parameter:
-            weights = sites_first(std * torch.randn(shape, generator=generator)).contiguous()
-            return nn.Parameter(sites_last(weights), requires_grad=False)
+            return nn.Parameter(std * torch.randn(shape, generator=generator), requires_grad=False)
 
         # Small: at the start messages are weak and attention is nearly uniform.
         if rank is None:
@@ -126,23 +125,29 @@ class AttractorNetwork(nn.Module):
         parts = -(-len(states[0]) * floats // 2**20) or 1
         return zip(*(s.tensor_split(parts) for s in states))
 
-    def queries(self, x: Tensor) -> Tensor:
-        """q (batch, heads, N, r): U_i x_i at low rank, x_i itself (r = d) at full rank."""
+    def matrices(self) -> tuple[Tensor | None, Tensor]:
+        """U and V (None and J at full rank) as `sites_first` shows them, copied to lie so in memory, once for all blocks."""
+        if self.rank is None:
+            return None, sites_first(self.couplings).contiguous()
+        return sites_first(self.U).contiguous(), sites_first(self.V).contiguous()
+
+    def queries(self, x: Tensor, U: Tensor | None = None) -> Tensor:
+        """q (batch, heads, N, r): U_i x_i at low rank, x_i itself (r = d) at full rank. U: of `matrices`, if at hand."""
         if self.rank is None:
             return x[:, None].expand(-1, self.n_heads, -1, -1)
-        return self._acted(self.U, x).permute(1, 2, 0, 3)
+        return self._acted(self.matrices()[0] if U is None else U, x).permute(1, 2, 0, 3)
 
-    def keys(self, x: Tensor) -> Tensor:
+    def keys(self, x: Tensor, V: Tensor | None = None) -> Tensor:
         """k: J_ij x_j (batch, heads, N, N, d) at full rank, V_j x_j (batch, heads, N, r) at low rank.
 
-        In memory j comes first, as the matrix product leaves them; what follows reads them where they lie.
+        In memory j comes first, as the matrix product leaves them; what follows reads them where they lie. V: of
+        `matrices`, if at hand.
         """
-        return self._acted(self.couplings if self.rank is None else self.V, x).movedim(0, -2)
+        return self._acted(self.matrices()[1] if V is None else V, x).movedim(0, -2)
 
     def _acted(self, w: Tensor, x: Tensor) -> Tensor:
         """w_j x_j for all sites j, heads (and i): (N, batch, heads, [N,] r), one matrix product a site."""
-        w = sites_first(w)
-        return torch.bmm(x.transpose(0, 1), w.flatten(2)).unflatten(2, w.shape[2:])
+        return torch.bmm(x.transpose(0, 1), w.flatten(1, -2).transpose(1, 2)).unflatten(2, w.shape[1:-1])
 
     def products(self, q: Tensor, k: Tensor) -> Tensor:
         """q_i . k_ij (batch, heads, N, N)."""
@@ -184,22 +189,25 @@ class AttractorNetwork(nn.Module):
     def local_energies(self, x: Tensor) -> Tensor:
         """e_i(x) (batch, N), dimensionless."""
         self.check(x)
-        phi = torch.cat([self.potential(self.scores(self.queries(b), self.keys(b))).sum(1) for b, in self.blocks(x)])
+        phi = torch.cat([self.potential(scores).sum(1) for scores, _ in self._over_blocks(x)])
         return -phi / self.beta - (self.bias * x).sum(-1) - self.gamma / 2 * x.square().sum(-1)
 
     def attention(self, x: Tensor) -> Tensor:
         """a^h_i<-j (batch, heads, N, N): rows sum to 1, the diagonal is 0."""
         self.check(x)
-        return torch.cat([self.weights(self.scores(self.queries(b), self.keys(b))) for b, in self.blocks(x)])
+        return torch.cat([self.weights(scores) for scores, _ in self._over_blocks(x)])
 
-    def _field(self, x: Tensor) -> Tensor:
-        q, k = self.queries(x), self.keys(x)
-        return self.output(self.pooled(self.weights(self.scores(q, k)), k))
+    def _over_blocks(self, x: Tensor):
+        """Scores and keys, block by block."""
+        U, V = self.matrices()
+        for b, in self.blocks(x):
+            k = self.keys(b, V)
+            yield self.scores(self.queries(b, U), k), k
 
     def field(self, x: Tensor) -> Tensor:
         """h_i(x) = sum_h sum_{j != i} a^h_i<-j J^h_ij x_j + b_i (batch, N, d): -de_i/dx_i without the gamma term."""
         self.check(x)
-        return torch.cat([self._field(b) for b, in self.blocks(x)])
+        return torch.cat([self.output(self.pooled(self.weights(scores), k)) for scores, k in self._over_blocks(x)])
 
     def update(self, x: Tensor) -> Tensor:
         """x(t+1) = P[h(x) + gamma x] (batch, N, d), on the sphere. A site without any field stays where it is."""

@@ -53,6 +53,8 @@ def random_patterns(n: int, n_sites: int, dim: int, generator: torch.Generator, 
     for name, value in [("n", n), ("n_sites", n_sites), ("dim", dim)]:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, got {generator!r}")
     if not 0 <= correlation <= 1:
         raise ValueError(f"correlation must be from 0 to 1, got {correlation}")
     if not dtype.is_floating_point:

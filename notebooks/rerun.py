@@ -17,6 +17,8 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
+from attractor_lib.trainer import select_device
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CHAPTERS = sorted(HERE.glob("[0-9]*.ipynb"))
@@ -39,6 +41,8 @@ def check_parameters(chapter: Path, given: dict) -> None:
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"{chapter.stem} has no parameter {name!r}. It has:\n{describe(chapter)}")
+        if name == "device":
+            select_device(value)
         default = yaml.safe_load(known[name]["default"])
         same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
         if isinstance(default, float) and isinstance(value, str):  # YAML reads 1e-2 as text
@@ -113,7 +117,7 @@ def main() -> None:
             execute(chapter, output, parameters)
         else:
             parser.error("name a chapter, or --list, --all or --book")
-    except (ValueError, subprocess.CalledProcessError) as error:
+    except (ValueError, RuntimeError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
     except PapermillExecutionError as error:
         sys.exit(f"error: {error.ename} in cell {error.exec_count}: {error.evalue}")

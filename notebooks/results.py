@@ -72,6 +72,9 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="run again what is there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, sharing the cores (default: all cores)")
     arguments = parser.parse_args()
+    chapters = sorted({run[0] for run in RUNS})
+    if not any(chapter.startswith(arguments.chapter) for chapter in chapters):
+        parser.error(f"chapter must be the beginning of one of {', '.join(chapters)}, got {arguments.chapter!r}")
     wanted = [run for run in RUNS if run[0].startswith(arguments.chapter)
               and (arguments.force or not (HERE / "results" / run[0] / f"{run[1]}.json").exists())]
     print(f"{len(wanted)} of {len(RUNS)} runs to do, {arguments.jobs} at a time; the others are stored (--force runs them again)",

@@ -189,6 +189,18 @@ def test_refuses_a_number_of_steps_that_is_none(n_steps):
 def test_refuses_a_sampler_that_is_no_function():
     with pytest.raises(ValueError, match=r"sample must be a function \(network, state, clamped\) -> state.* got 'gibbs'"):
         ContrastiveDivergence("gibbs", 1)
+    with pytest.raises(ValueError, match="got <class .*GibbsSampler"):
+        ContrastiveDivergence(GibbsSampler, 1)
+    with pytest.raises(ValueError, match="generator must be a torch.Generator, got 3"):
+        GibbsSampler(3)
+
+
+def test_refuses_a_target_or_sites_of_another_shape(network, x):
+    rule = ContrastiveDivergence(own_update, 1)
+    with pytest.raises(ValueError, match=r"target must be .* of shape \(7, 5, 11\) .*, got .* of shape \(3, 5, 11\)"):
+        rule(network, x, x[:3])
+    with pytest.raises(ValueError, match=r"sites must be boolean of shape \(5,\) or \(7, 5\)"):
+        rule(network, x, x, torch.ones(4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("sample, got", [(lambda network, x, clamped: x[:2], r"\(2, 5, 11\)"),

@@ -113,3 +113,13 @@ def test_no_autograd_in_the_rules(network, x, monkeypatch):
 def test_refuses_bad_input(network, x, arguments, message):
     with pytest.raises(ValueError, match=message):
         prediction_rule(network, *arguments(x))
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_parameters_and_gradients_lie_in_memory_as_torch_s_tools_expect(rank):
+    """LBFGS and `parameters_to_vector` flatten them with `view`."""
+    network = random_network(rank)
+    x = random_states(BATCH, N, D)
+    for rule in (lambda: prediction_rule(network, x, x), lambda: energy_rule(network, x)):
+        gradients = rule()[1]
+        assert all(gradients[name].is_contiguous() and p.is_contiguous() for name, p in network.named_parameters())

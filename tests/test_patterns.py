@@ -59,6 +59,11 @@ def test_refuses_bad_arguments(arguments, message):
         random_patterns(*arguments[:3], generator(), *arguments[3:])
 
 
+def test_refuses_a_seed_in_place_of_a_generator():
+    with pytest.raises(ValueError, match="generator must be a torch.Generator, got 0"):
+        random_patterns(3, 5, 11, 0)
+
+
 def test_refuses_more_patterns_than_memory_holds_before_allocating(monkeypatch):
     with pytest.raises(MemoryError, match=r"1000000000000 patterns of 16 sites and 50 components need 8.94e\+06 GiB, but cpu has"):
         random_patterns(10**12, 16, 50, generator())
