@@ -9,7 +9,7 @@ HTML = book/_build/html/index.html
 help:
 	@echo "make book       set up, then build the HTML book from the committed outputs"
 	@echo "make test       set up, then the unit tests and the checks of every notebook"
-	@echo "make reproduce  set up, execute every chapter afresh (about 25 minutes on 2 cores), and build that book"
+	@echo "make reproduce  set up, execute every chapter afresh (about half an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
 	@echo "make bench      set up, then time a training step against autograd, a transformer block and the floor"
 

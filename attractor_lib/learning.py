@@ -40,10 +40,10 @@ def energy_rule(network: AttractorNetwork, state: Tensor) -> tuple[Tensor, Gradi
         loss -= (network.bias * x).sum() + network.gamma / 2 * x.square().sum()
         total["bias"] -= x.sum(0) / len(state)
         if network.rank is None:
-            _add_outer(total["couplings"], _asked(network, k, (a, q)), x)
+            _add_outer(total["couplings"], _keys_gradient(network, k, (a, q)), x)
         else:
             _add_outer(total["U"], network.pooled(a, k).permute(2, 0, 1, 3), x)
-            _add_outer(total["V"], _asked(network, k, (a, q)), x)
+            _add_outer(total["V"], _keys_gradient(network, k, (a, q)), x)
     return loss / len(state), _gradients(total)
 
 
@@ -78,11 +78,11 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
         z = network.weights_gradient(a, u, mean=(a * u).sum(-1, keepdim=True))
         total["bias"] += r.sum(0)
         if network.rank is None:
-            _add_outer(total["couplings"], _asked(network, k, (a, g), (z, q)), s)
+            _add_outer(total["couplings"], _keys_gradient(network, k, (a, g), (z, q)), s)
         else:
             _add_outer(total["U"], o.permute(2, 0, 1, 3), r)
             _add_outer(total["U"], network.pooled(z, k).permute(2, 0, 1, 3), s)
-            _add_outer(total["V"], _asked(network, k, (a, g), (z, q)), s)
+            _add_outer(total["V"], _keys_gradient(network, k, (a, g), (z, q)), s)
     return loss / len(state), _gradients(total)
 
 
@@ -102,7 +102,7 @@ def check_example(network: AttractorNetwork, state: Tensor, target: Tensor, site
     return sites.expand(state.shape[:2])
 
 
-def _asked(network: AttractorNetwork, k: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+def _keys_gradient(network: AttractorNetwork, k: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     """dL/dk_ij (N, batch, heads, N, d): the sum over the terms (c, v) of c_ij v_i; dL/dk_j (N, batch, heads, r): also over i.
 
     The site j comes first. At full rank it overwrites the keys: it has their size, and they are in the cache.

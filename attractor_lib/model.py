@@ -118,11 +118,12 @@ class AttractorNetwork(nn.Module):
     def blocks(self, *states: Tensor):
         """Views of the states over blocks of examples small enough for their keys to stay in the processor's cache.
 
-        So working memory does not grow with the batch.
+        So working memory does not grow with the batch. A block has one example at least.
         """
         floats = self.n_heads * self.n_sites * (
             self.n_sites * self.dim if self.rank is None else 2 * self.rank + self.n_sites)
-        parts = -(-len(states[0]) * floats // 2**20) or 1
+        n = len(states[0])
+        parts = max(1, min(n, -(-n * floats // 2**20)))
         return zip(*(s.tensor_split(parts) for s in states))
 
     def matrices(self) -> tuple[Tensor | None, Tensor]:

@@ -80,6 +80,27 @@ def test_blocks_of_examples_change_nothing():
     torch.testing.assert_close(prediction_rule(network, state, target)[1]["couplings"], sum(parts) / 251, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("rule", [prediction_rule, lambda network, state, target: energy_rule(network, state)])
+def test_blocks_change_nothing_at_low_rank(rule):
+    network, n = random_network(RANK, n=13, d=17), 2000
+    state, target = random_states(n, 13, 17), random_states(n, 13, 17, seed=5)
+    assert len(list(network.blocks(state))) > 1 and len(list(network.blocks(state[: n // 2]))) == 1
+    whole, first, second = (rule(network, state[part], target[part])
+                            for part in (slice(n), slice(n // 2), slice(n // 2, n)))
+    torch.testing.assert_close(whole[0], (first[0] + second[0]) / 2, atol=1e-12, rtol=0)
+    for name, g in whole[1].items():
+        torch.testing.assert_close(g, (first[1][name] + second[1][name]) / 2, atol=1e-12, rtol=0)
+
+
+def test_a_network_too_large_for_a_block_takes_one_example_at_a_time():
+    network, x = random_network(1, heads=1, n=1100, d=2), random_states(3, 1100, 2)
+    assert [len(b) for b, in network.blocks(x)] == [1, 1, 1]
+    loss, gradients = prediction_rule(network, x, x)
+    parts = [prediction_rule(network, x[m:m + 1], x[m:m + 1]) for m in range(3)]
+    torch.testing.assert_close(loss, sum(part[0] for part in parts) / 3)
+    torch.testing.assert_close(gradients["V"], sum(part[1]["V"] for part in parts) / 3)
+
+
 def test_rules_are_local_in_site():
     """The couplings onto site i change only through the residual of site i."""
     network, state, target = random_network(None), random_states(BATCH, N, D), random_states(BATCH, N, D, seed=5)
