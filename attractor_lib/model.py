@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from attractor_lib import fast
+
 
 def project(x: Tensor, otherwise: Tensor) -> Tensor:
     """P: each token divided by its norm; where the norm is zero there is no direction, and `otherwise` stands."""
@@ -115,6 +117,10 @@ class AttractorNetwork(nn.Module):
         if not (off <= 1e-3).all():  # written so that NaN fails too
             raise ValueError(f"{name} must have tokens of norm 1, got norms that differ from 1 by up to {off.max():.3g}")
 
+    def has_fast_path(self, x: Tensor) -> bool:
+        """Whether ``attractor_lib.fast`` computes the field and the prediction rule at x: never for a variant of this class."""
+        return type(self) is AttractorNetwork and fast.serves(self, x)
+
     def blocks(self, *states: Tensor):
         """Views of the states over blocks of examples small enough for their keys to stay in the processor's cache.
 
@@ -208,6 +214,8 @@ class AttractorNetwork(nn.Module):
     def field(self, x: Tensor) -> Tensor:
         """h_i(x) = sum_h sum_{j != i} a^h_i<-j J^h_ij x_j + b_i (batch, N, d): -de_i/dx_i without the gamma term."""
         self.check(x)
+        if self.has_fast_path(x):
+            return fast.field(self, x)
         return torch.cat([self.output(self.pooled(self.weights(scores), k)) for scores, k in self._over_blocks(x)])
 
     def update(self, x: Tensor) -> Tensor:

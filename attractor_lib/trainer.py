@@ -1,9 +1,10 @@
 """One training loop for every model: a rule gives the gradients, a torch optimiser takes the step."""
 
+import inspect
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def select_device(name: str = "auto") -> torch.device:
     return device
 
 
+def make_optimizer(name: str, parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+    """A class of torch.optim by its name, fused where it can be: one pass over memory for all the arithmetic of a step.
+
+    A fused step takes parameter and gradient number by number as they lie in memory, so both must be contiguous.
+    """
+    kind, parameters = getattr(torch.optim, name), list(parameters)
+    fused = "fused" in inspect.signature(kind).parameters and all(p.is_contiguous() for p in parameters)
+    return kind(parameters, lr=learning_rate, **({"fused": True} if fused else {}))
+
+
 def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, config: TrainingConfig,
           checkpoint: str | os.PathLike | None = None, report: Callable[[str], None] | None = print) -> list[dict]:
     """Train `model` in place; returns one record an epoch: epoch, loss (mean over its steps), learning_rate, seconds.
@@ -77,8 +88,7 @@ def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, confi
     if unknown := set(config.frozen) - set(parameters):
         raise ValueError(f"frozen must name parameters among {sorted(parameters)}, got {sorted(unknown)}")
     trained = {name: p for name, p in parameters.items() if name not in config.frozen}
-    # One parameter after the other: with so few of them that is faster on a CPU than torch's default.
-    optimizer = getattr(torch.optim, config.optimizer)(trained.values(), lr=config.learning_rate, foreach=False)
+    optimizer = make_optimizer(config.optimizer, trained.values(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
     generator = torch.Generator(tokens.device).manual_seed(config.seed)
     run = {**asdict(config), "model": repr(model), "rule": _name(rule), "corruption": _name(corrupt), "examples": len(tokens)}
@@ -94,7 +104,7 @@ def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, confi
             state, sites = corrupt(target, generator)
             loss, gradients = rule(model, state, target, sites)
             for name, p in trained.items():
-                p.grad = gradients[name]
+                p.grad = gradients[name].contiguous()
             optimizer.step()
             schedule.step()
             if config.coupling_norm is not None:

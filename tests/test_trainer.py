@@ -151,6 +151,24 @@ def test_the_learning_rate_follows_a_cosine_to_zero(tokens):
     assert rates == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop"])
+def test_gradients_and_parameters_may_lie_in_memory_as_they_like(tokens, name):
+    """torch's fused steps are silently wrong where the two lie differently."""
+    def transposed(model, *example):
+        loss, gradients = prediction_rule(model, *example)
+        return loss, {key: g.mT.contiguous().mT if g.ndim > 2 else g for key, g in gradients.items()}
+
+    trained = []
+    for rule, lie in ((prediction_rule, lambda p: p), (transposed, lambda p: p), (prediction_rule, lambda p: p.mT.contiguous().mT)):
+        model = network()
+        model._parameters["couplings"].data = lie(model.couplings.data)
+        train(model, rule, tokens, hide(tokens), TrainingConfig(epochs=1, batch_size=32, learning_rate=0.01, optimizer=name),
+              report=None)
+        trained.append(model.couplings)
+    torch.testing.assert_close(trained[1], trained[0], rtol=0, atol=0)
+    torch.testing.assert_close(trained[2], trained[0], rtol=1e-3, atol=1e-4)
+
+
 def test_reports_a_line_an_epoch(tokens):
     lines = []
     train(network(), prediction_rule, tokens, hide(tokens), CONFIG, report=lines.append)
