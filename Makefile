@@ -46,7 +46,7 @@ results: $(VENV)/.complete
 	@echo "== the results are in notebooks/results; the chapters show them"
 
 bench: $(VENV)/.complete
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf book/_build _build

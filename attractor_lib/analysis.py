@@ -1,6 +1,6 @@
 """Measurements on states and trajectories: errors, overlaps, lifetimes, what is reached in the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,21 +26,22 @@ def nearest_overlap(x: Tensor, examples: Tensor, block: int = 1000) -> tuple[Ten
 
 
 @torch.no_grad()
-def restoration_error(update: Callable[[Tensor], Tensor], tokens: Tensor, corrupt: Callable, embedding: PatchEmbedding,
-                      n_steps: int = 1, seed: int = 0, block: int = 1000) -> Tensor:
+def restoration_error(update: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]], tokens: Tensor, corrupt: Callable,
+                      embedding: PatchEmbedding, n_steps: int = 1, seed: int = 0, block: int = 1000,
+                      pixels: Tensor | None = None) -> Tensor:
     """Mean squared error per pixel, pixels in [0, 1], on the corrupted sites, at t = 0 ... n_steps: (n_steps + 1, n).
 
     One value for each example, so that the caller has the standard error too. Sites that were not corrupted are
-    clamped. update: a network's ``update``, or any model's prediction. The corruption is the same for the same seed.
+    clamped. update: a network's ``update``, or any model's prediction; or a sequence of n_steps of them, one for each step.
+    The corruption is the same for the same seed. pixels: (n, N, P) of the true patches, where the tokens do not hold all.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     errors = []
-    for x in tokens.split(block):
+    for x, true in zip(tokens.split(block), (embedding.pixels(tokens) if pixels is None else pixels).split(block)):
         state, sites = corrupt(x, generator)
-        pixels = embedding.pixels(x)
 
         def error(s: Tensor) -> Tensor:
-            squares = (embedding.pixels(s) - pixels).square().mean(-1) * sites
+            squares = (embedding.pixels(s) - true).square().mean(-1) * sites
             return squares.sum(-1) / sites.sum(-1)
 
         errors.append(run(update, state, n_steps, clamped=~sites, observe=error).states)

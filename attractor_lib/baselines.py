@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attractor_lib.learning import Gradients
+from attractor_lib.model import exclude_self
 
 
 class _TokenModel(nn.Module):
@@ -41,6 +43,60 @@ class TransformerBlock(_TokenModel):
 
     def layer(self, z: Tensor) -> Tensor:
         return self.block(z)
+
+
+class EnergyTransformer(_TokenModel):
+    """The block of the Energy Transformer (Hoover et al., 2023): n_steps of descent on one energy of all tokens, by backpropagation through the steps.
+
+        g = layer norm of z with a scalar gain,   Q_h = W^Q_h g,   K_h = W^K_h g
+        E = -(1/beta) sum_h sum_i log sum_{j != i} exp(beta K_hj . Q_hi) - 1/2 sum_i |relu(xi g_i)|^2
+        z <- z - step dE/dg
+
+    with beta = 1/sqrt(width of a head), and xi of 4 x width memories. step starts at 0.1 and is learned.
+    """
+
+    n_steps = 4
+
+    def build(self, width: int, n_heads: int) -> None:
+        self.gain, self.shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(width))
+        self.query, self.key = (nn.Parameter(width**-0.5 * torch.randn(n_heads, width // n_heads, width)) for _ in range(2))
+        self.memories = nn.Parameter(width**-0.5 * torch.randn(4 * width, width))
+        self.step = nn.Parameter(torch.tensor(0.1))
+
+    def descent(self, g: Tensor) -> Tensor:
+        """-dE/dg (batch, N, width)."""
+        q, k = (torch.einsum("hrc,mic->mhir", w, g) for w in (self.query, self.key))
+        beta = q.shape[-1] ** -0.5
+        a = exclude_self(beta * q @ k.mT).softmax(-1)
+        attention = (torch.einsum("mhir,hrc->mic", a @ k, self.query) + torch.einsum("mhir,hrc->mic", a.mT @ q, self.key))
+        return attention + torch.relu(g @ self.memories.mT) @ self.memories
+
+    def layer(self, z: Tensor) -> Tensor:
+        for _ in range(self.n_steps):
+            z = z + self.step * self.descent(self.gain * F.layer_norm(z, z.shape[-1:]) + self.shift)
+        return z
+
+
+class HopfieldLayer(nn.Module):
+    """A modern Hopfield layer with learned patterns (Ramsauer et al., 2021): the whole example asks, patterns answer.
+
+        prediction = sum_m softmax_m(beta r_m . x) y_m + b,   beta = sqrt(N)
+
+    with n_patterns stored r_m to compare with and y_m to retrieve, each of the shape of an example (N, d).
+    """
+
+    def __init__(self, n_sites: int, dim: int, n_patterns: int = 256, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.stored = nn.Parameter((n_sites * dim) ** -0.5 * torch.randn(n_patterns, n_sites * dim, generator=generator))
+        self.retrieved = nn.Parameter((n_sites * dim) ** -0.5 * torch.randn(n_patterns, n_sites * dim, generator=generator))
+        self.bias = nn.Parameter(torch.zeros(n_sites * dim))
+        self.beta = n_sites**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predicted tokens (batch, N, d) for tokens x (batch, N, d)."""
+        a = (self.beta * x.flatten(1) @ self.stored.mT).softmax(-1)
+        return (a @ self.retrieved + self.bias).view_as(x)
 
 
 def backpropagation(model: nn.Module, state: Tensor, target: Tensor, sites: Tensor) -> tuple[Tensor, Gradients]:

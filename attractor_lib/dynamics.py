@@ -1,6 +1,6 @@
 """The recurrent dynamics: an update applied again and again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +25,17 @@ class Trajectory:
 
 
 @torch.no_grad()
-def run(update: Callable[[Tensor], Tensor], x0: Tensor, n_steps: int, clamped: Tensor | None = None,
+def run(update: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]], x0: Tensor, n_steps: int, clamped: Tensor | None = None,
         observe: Callable[[Tensor], Tensor] = lambda x: x, tolerance: float = 1e-4) -> Trajectory:
     """x(t+1) = update(x(t)) for n_steps steps from x0 (batch, N, d).
 
-    update: any function from states to states of the same shape, such as ``network.update``.
+    update: any function from states to states of the same shape, such as ``network.update``; or a sequence of n_steps
+        such functions, one for each step.
     clamped: boolean, (N,) or (batch, N): sites held at their value in x0.
     observe: what to keep of each state, so that a long run need not keep every token; by default the state itself.
     tolerance: an example has converged when no token moved by more than this in the last step.
-    Raises ValueError for another shape of x0 or clamped, n_steps < 1, or an update that changes the shape.
+    Raises ValueError for another shape of x0 or clamped, n_steps < 1, a sequence of another length, or an update that
+    changes the shape.
     """
     if x0.ndim != 3:
         raise ValueError(f"x0 must have shape (batch, N, d), got {tuple(x0.shape)}")
@@ -42,8 +44,11 @@ def run(update: Callable[[Tensor], Tensor], x0: Tensor, n_steps: int, clamped: T
     if clamped is not None and (clamped.dtype != torch.bool or clamped.shape not in (x0.shape[:2], x0.shape[1:2])):
         raise ValueError(f"clamped must be boolean of shape {tuple(x0.shape[1:2])} or {tuple(x0.shape[:2])}, "
                          f"got {clamped.dtype} of shape {tuple(clamped.shape)}")
+    updates = [update] * n_steps if callable(update) else list(update)
+    if len(updates) != n_steps:
+        raise ValueError(f"update must be one function or one for each of the {n_steps} steps, got {len(updates)}")
     x, seen, residuals = x0, [observe(x0)], []
-    for _ in tqdm(range(n_steps), desc="update", unit="step", disable=None, delay=2, leave=False):
+    for update in tqdm(updates, desc="update", unit="step", disable=None, delay=2, leave=False):
         new = update(x)
         if new.shape != x.shape:
             raise ValueError(f"update must return states of shape {tuple(x.shape)}, got {tuple(new.shape)}")

@@ -1,4 +1,6 @@
-"""Images as vector spins: patches of pixels, placed on the unit sphere without loss."""
+"""Images as vector spins: patches of pixels, or their low frequencies, placed on the unit sphere."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,22 +14,34 @@ class PatchEmbedding:
         x = (u, sqrt(P + 1 - |u|^2)) / sqrt(P + 1) in R^d, d = P + 1, |x| = 1.
     The last component is what |u| leaves, so nothing is lost and every patch has its own point on the sphere.
 
+    With ``n_frequencies=c`` a token holds, in place of u, the c lowest frequencies C u of the patch's discrete cosine
+    transform (C: c orthonormal rows), and d = c + 1 (notebook 14_accuracy_for_its_cost). Then `pixels` gives the patch
+    without its high frequencies.
+
     Arguments
         image_size: height = width in pixels.
         patch_size: height = width of a patch; must divide image_size.
-    Sites run row by row over the patches, components row by row over a patch's pixels.
+        n_frequencies: None for all pixels, or c from 1 to P.
+    Sites run row by row over the patches, components row by row over a patch's pixels, or from low frequency to high.
     """
 
-    def __init__(self, image_size: int, patch_size: int):
+    def __init__(self, image_size: int, patch_size: int, n_frequencies: int | None = None):
         if image_size < 1 or patch_size < 1 or image_size % patch_size:
             raise ValueError(f"patch_size must divide image_size, got image_size={image_size}, patch_size={patch_size}")
         self.image_size, self.patch_size = image_size, patch_size
         self.n_pixels = patch_size**2
         self.n_sites = (image_size // patch_size) ** 2
-        self.dim = self.n_pixels + 1
+        self.n_frequencies = n_frequencies
+        if n_frequencies is None:
+            self.dim = self.n_pixels + 1
+        elif isinstance(n_frequencies, int) and 1 <= n_frequencies <= self.n_pixels:
+            self.dim, self.C = n_frequencies + 1, _cosines(patch_size)[:n_frequencies]
+        else:
+            raise ValueError(f"n_frequencies must be a whole number from 1 to {self.n_pixels}, got {n_frequencies!r}")
 
     def __repr__(self) -> str:
-        return f"PatchEmbedding(image_size={self.image_size}, patch_size={self.patch_size})"
+        low = "" if self.n_frequencies is None else f", n_frequencies={self.n_frequencies}"
+        return f"PatchEmbedding(image_size={self.image_size}, patch_size={self.patch_size}{low})"
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (batch, height, width) with values in [0, 1] to tokens (batch, N, d)."""
@@ -38,9 +52,12 @@ class PatchEmbedding:
             raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}: divide 8-bit values by 255")
         if len(images) and not (images.min() >= 0 and images.max() <= 1):  # NaN fails too
             raise ValueError(f"images must have values in [0, 1], got [{images.min():.3g}, {images.max():.3g}]")
-        u = 2 * F.unfold(images[:, None], self.patch_size, stride=self.patch_size).mT - 1
-        rest = (self.dim - u.square().sum(-1, keepdim=True)).sqrt()
-        return torch.cat([u, rest], -1) / self.dim**0.5
+        u = 2 * self.patches(images) - 1
+        if self.n_frequencies is not None:
+            u = u @ self.C.to(u).mT
+        norm_squared = self.n_pixels + 1
+        rest = (norm_squared - u.square().sum(-1, keepdim=True)).sqrt()
+        return torch.cat([u, rest], -1) / norm_squared**0.5
 
     def pixels(self, tokens: Tensor) -> Tensor:
         """The pixels (batch, N, P) of each token; of a token that is no patch, the nearest values in [0, 1]."""
@@ -48,8 +65,24 @@ class PatchEmbedding:
             raise ValueError(f"tokens must have shape (batch, {self.n_sites}, {self.dim}), got {tuple(tokens.shape)}")
         if tokens.isnan().any():
             raise ValueError("tokens must be numbers, got NaN")
-        return ((tokens[..., :-1] * self.dim**0.5 + 1) / 2).clamp(0, 1)
+        u = tokens[..., :-1] * (self.n_pixels + 1) ** 0.5
+        if self.n_frequencies is not None:
+            u = u @ self.C.to(u)
+        return ((u + 1) / 2).clamp(0, 1)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (batch, N, d) to images (batch, height, width): the exact inverse of `encode`."""
+        """Tokens (batch, N, d) to images (batch, height, width): the exact inverse of `encode` if it keeps all pixels."""
         return F.fold(self.pixels(tokens).mT, self.image_size, self.patch_size, stride=self.patch_size)[:, 0]
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Images (batch, height, width) as the pixels (batch, N, P) of their patches."""
+        return F.unfold(images[:, None], self.patch_size, stride=self.patch_size).mT
+
+
+def _cosines(size: int) -> Tensor:
+    """The two-dimensional discrete cosine transform of a patch: (P, P), orthonormal rows, by rising frequency."""
+    k = torch.arange(size, dtype=torch.float64)
+    rows = torch.cos(math.pi * (k + 0.5) * k[:, None] / size)
+    rows /= rows.norm(dim=1, keepdim=True)
+    order = (k.square()[:, None] + k.square()).flatten().argsort(stable=True)
+    return torch.kron(rows, rows)[order]

@@ -1,4 +1,4 @@
-r"""The update and the prediction rule of full-rank heads near a processor's limit: the keys never leave its cache.
+r"""The update and the prediction rule of full-rank heads near a CPU's limit: the keys never leave its cache.
 
 **What sets the pace.** With keys k_ij = J_ij s_j, residual r_i = h_i(s) - x_i and attention a_ij, the rule needs two matrix
 products of 2 batch N^2 d^2 operations a head: the keys, and the sum over examples of dL/dk_ij s_j^T. What lies between them,
@@ -50,7 +50,7 @@ _enabled = True
 
 @contextmanager
 def off():
-    """Within it, the plain path is used everywhere."""
+    """Within it, the plain path is used everywhere, on GPUs too."""
     global _enabled
     before, _enabled = _enabled, False
     try:
@@ -59,11 +59,19 @@ def off():
         _enabled = before
 
 
+def enabled() -> bool:
+    return _enabled
+
+
+def builds_graph(network, x: Tensor) -> bool:
+    """Whether autograd is to follow what is computed: it cannot follow a fast path."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *network.parameters()))
+
+
 def serves(network, x: Tensor) -> bool:
     """Whether this path stands in for the plain one: full rank, on a CPU, in single or double precision, no graph to build."""
-    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *network.parameters()))
     return (_enabled and network.rank is None and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-            and not graph)
+            and not builds_graph(network, x))
 
 
 # The equations for one site i and one head, examples side by side: q, g, o (d, m), k (N, d, m), a, z (N, m).

@@ -13,7 +13,6 @@ and the energy rule has dL/dk_ij = -a_ij q_i and dL/dq_i = -o_i in their place.
 import torch
 from torch import Tensor
 
-from attractor_lib import fast
 from attractor_lib.model import AttractorNetwork, sites_first, sites_last
 
 Gradients = dict[str, Tensor]
@@ -65,8 +64,8 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
     that the network refuses, a target or sites of another shape, NaN, or an empty batch.
     """
     sites = check_example(network, state, target, sites)
-    if network.has_fast_path(state):
-        return fast.prediction_rule(network, state, target, sites)
+    if path := network.fast_path(state):
+        return path.prediction_rule(network, state, target, sites)
     loss, total = state.new_zeros(()), _zeros(network)
     U, V = network.matrices()
     for s, x, chosen in network.blocks(state, target, sites):

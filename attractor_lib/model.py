@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attractor_lib import fast
+from attractor_lib import fast, fast_cuda
 
 
 def project(x: Tensor, otherwise: Tensor) -> Tensor:
@@ -117,9 +117,10 @@ class AttractorNetwork(nn.Module):
         if not (off <= 1e-3).all():  # written so that NaN fails too
             raise ValueError(f"{name} must have tokens of norm 1, got norms that differ from 1 by up to {off.max():.3g}")
 
-    def has_fast_path(self, x: Tensor) -> bool:
-        """Whether ``attractor_lib.fast`` computes the field and the prediction rule at x: never for a variant of this class."""
-        return type(self) is AttractorNetwork and fast.serves(self, x)
+    def fast_path(self, x: Tensor):
+        """The module that computes field and prediction rule at x faster, ``fast`` or ``fast_cuda``; None for variants of this class."""
+        path = fast_cuda if x.is_cuda else fast
+        return path if type(self) is AttractorNetwork and path.serves(self, x) else None
 
     def blocks(self, *states: Tensor):
         """Views of the states over blocks of examples small enough for their keys to stay in the processor's cache.
@@ -214,8 +215,8 @@ class AttractorNetwork(nn.Module):
     def field(self, x: Tensor) -> Tensor:
         """h_i(x) = sum_h sum_{j != i} a^h_i<-j J^h_ij x_j + b_i (batch, N, d): -de_i/dx_i without the gamma term."""
         self.check(x)
-        if self.has_fast_path(x):
-            return fast.field(self, x)
+        if path := self.fast_path(x):
+            return path.field(self, x)
         return torch.cat([self.output(self.pooled(self.weights(scores), k)) for scores, k in self._over_blocks(x)])
 
     def update(self, x: Tensor) -> Tensor:

@@ -40,6 +40,28 @@ class OwnTrajectory:
         return state, sites
 
 
+@dataclass(frozen=True)
+class AfterStages:
+    """States that networks trained before leave: what the next stage of a cascade learns from (14_accuracy_for_its_cost).
+
+        s(t) = update of stage t at s(t-1) ,   s(0) = the corrupted example ,   sites that were not corrupted clamped
+
+    A cascade is an attractor network with couplings J(t) of its own for each update. Stage t + 1 is trained by a rule at
+    s(t), which is data to it: no error passes back to the stages before, which stay as they are.
+
+    updates: the ``update`` of each stage before, in order; none for the first.
+    """
+
+    updates: tuple[Callable[[Tensor], Tensor], ...] = field(repr=False)
+    corrupt: Callable
+
+    def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        state, sites = self.corrupt(tokens, generator)
+        if self.updates:
+            state = run(self.updates, state, len(self.updates), clamped=~sites, observe=lambda x: x[:0]).final
+        return state, sites
+
+
 class PersistentTrajectories:
     """A rule for ``train`` that applies another rule to states on the network's own way (notebook 13_memories_that_stay).
 

@@ -19,7 +19,7 @@ def save_results(path: str | os.PathLike, rows: list[dict], parameters: dict, se
         "provenance": {
             "parameters": parameters, "seconds": round(seconds, 1), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
             "device": torch.cuda.get_device_name() if str(device).startswith("cuda") else platform.machine() + " CPU",
-            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__},
+            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
     }
     partial = path.with_name(path.name + ".partial")

@@ -40,6 +40,20 @@ def test_restoration_error_of_known_predictions():
     torch.testing.assert_close(restoration_error(lambda x: black, tokens, hide, embedding)[1], torch.stack(expected))
 
 
+def test_restoration_error_against_true_pixels_and_with_an_update_for_each_step():
+    images = torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(0))
+    low = PatchEmbedding(8, 4, n_frequencies=5)
+    tokens, true = low.encode(images), low.patches(images)
+    hide = HideTokens(2, mean_token(tokens))
+    perfect = [lambda x: x, lambda x: tokens]
+    error = restoration_error(perfect, tokens, hide, low, n_steps=2, pixels=true)
+    _, sites = hide(tokens, torch.Generator().manual_seed(0))
+    missing = ((low.pixels(tokens) - true).square().mean(-1) * sites).sum(-1) / 2
+    torch.testing.assert_close(error[2], missing)
+    assert torch.equal(error[0], error[1]) and missing.min() > 1e-3
+    assert restoration_error(perfect, tokens, hide, low, n_steps=2)[2].max() < 1e-12
+
+
 def test_restoration_error_clamps_what_is_visible():
     embedding = PatchEmbedding(6, 2)
     tokens = embedding.encode(torch.rand(7, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))

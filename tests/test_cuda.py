@@ -6,11 +6,13 @@ import pytest
 import torch
 from conftest import BATCH, D, N, RANK, random_network, random_states
 
+from attractor_lib import fast, fast_cuda
 from attractor_lib.analysis import distinct_states, nearest_overlap, restoration_error
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.dynamics import run
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.learning import energy_rule, prediction_rule
+from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -33,6 +35,21 @@ def test_model_rules_and_dynamics(pair):
         for name in expected:
             torch.testing.assert_close(got[name].cpu(), expected[name], atol=1e-10, rtol=0)
     torch.testing.assert_close(run(there.update, x.cuda(), 5).final.cpu(), run(here.update, x, 5).final, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("batch, N, d, heads", [(1, 2, 3, 1), (500, 16, 50, 1), (257, 49, 17, 2), (64, 4, 64, 1)])
+def test_the_fast_path_equals_the_plain_one(batch, N, d, heads):
+    pytest.importorskip("triton")
+    network = AttractorNetwork(N, d, heads, beta=3.0).cuda()
+    for p in network.parameters():
+        p += 0.3 * torch.randn_like(p)
+    state, target = (torch.nn.functional.normalize(torch.randn(batch, N, d, device="cuda"), dim=-1) for _ in range(2))
+    assert network.fast_path(state) is fast_cuda
+    with fast.off():
+        (_, expected), field = prediction_rule(network, state, target), network.field(state)
+    torch.testing.assert_close(network.field(state), field, atol=1e-5, rtol=1e-4)
+    for name, gradient in prediction_rule(network, state, target)[1].items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3)
 
 
 def test_training_resumes_and_analysis_runs(pair, tmp_path):

@@ -68,3 +68,11 @@ def test_observe_keeps_only_what_is_asked_for():
 def test_refuses_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         run(*arguments(random_states(4, 3, 2)))
+
+
+def test_a_function_for_each_step():
+    x0 = torch.arange(12.0).view(2, 3, 2)
+    trajectory = run([lambda x: x + 1, lambda x: 2 * x], x0, 2)
+    assert torch.equal(trajectory.states, torch.stack([x0, x0 + 1, 2 * x0 + 2]))
+    with pytest.raises(ValueError, match="one for each of the 3 steps, got 2"):
+        run([lambda x: x, lambda x: x], x0, 3)

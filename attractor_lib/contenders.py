@@ -1,0 +1,82 @@
+"""The models that are compared at equal cost: how each is made, trained and counted (notebook 14_accuracy_for_its_cost)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from attractor_lib.baselines import BareAttention, EnergyTransformer, HopfieldLayer, TransformerBlock, backpropagation
+from attractor_lib.learning import prediction_rule
+from attractor_lib.model import AttractorNetwork
+from attractor_lib.own_trajectory import AfterStages
+from attractor_lib.trainer import Rule, TrainingConfig, train
+
+
+@dataclass(frozen=True)
+class Contender:
+    """family: what it is called. make: (n_sites, dim, seed) -> a stage. learning_rate: of Adam at the start, tuned.
+
+    n_stages: a cascade has as many networks, one for each update; each is trained after the one before.
+    """
+
+    family: str
+    make: Callable[[int, int, int], nn.Module]
+    rule: Rule
+    learning_rate: float
+    n_stages: int = 1
+
+    def fit(self, tokens: Tensor, corrupt: Callable, config: TrainingConfig, report: Callable | None = None) -> list[nn.Module]:
+        """Its stages, trained one after the other on clean tokens (n, N, d); `config` with its own learning rate."""
+        stages = []
+        for t in range(self.n_stages):
+            seed = config.seed + 1000 * t
+            stage = self.make(*tokens.shape[1:], seed).to(tokens.device)
+            after = AfterStages(tuple(map(update_of, stages)), corrupt)
+            train(stage, self.rule, tokens, after, replace(config, learning_rate=config.learning_rate * self.learning_rate, seed=seed),
+                  report=report)
+            stages.append(stage)
+        return stages
+
+
+def attractor(n_heads: int, rank: int, learning_rate: float, n_stages: int) -> Contender:
+    def make(n_sites: int, dim: int, seed: int) -> AttractorNetwork:
+        return AttractorNetwork(n_sites, dim, n_heads, rank, beta=5.0, generator=torch.Generator().manual_seed(seed))
+
+    return Contender(f"attractor, {n_heads} heads of rank {rank}", make, prediction_rule, learning_rate, n_stages)
+
+
+def baseline(kind: type, family: str, size: int, learning_rate: float) -> Contender:
+    return Contender(family, lambda n_sites, dim, seed: kind(n_sites, dim, size, seed=seed), backpropagation, learning_rate)
+
+
+CONTENDERS = {
+    "attractor 4x8": attractor(4, 8, 2e-2, 5), "attractor 8x16": attractor(8, 16, 2e-2, 5), "attractor 16x16": attractor(16, 16, 2e-2, 5),
+    **{f"bare attention {width}": baseline(BareAttention, "bare attention", width, rate)
+       for width, rate in ((32, 1e-2), (64, 7e-3), (128, 5e-3), (256, 3e-3))},
+    **{f"transformer block {width}": baseline(TransformerBlock, "transformer block", width, rate)
+       for width, rate in ((32, 1e-2), (64, 7e-3), (128, 4e-3), (256, 2e-3))},
+    "energy transformer 64": baseline(EnergyTransformer, "Energy Transformer", 64, 7e-3),
+    "Hopfield layer 256": baseline(HopfieldLayer, "modern Hopfield layer", 256, 1e-2),
+}
+
+
+def update_of(stage: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A step of the dynamics: the update of an attractor network, the prediction of any other model."""
+    return stage.update if isinstance(stage, AttractorNetwork) else stage
+
+
+def n_parameters(stage: nn.Module) -> int:
+    """Numbers that are trained."""
+    return sum(p.numel() for p in stage.parameters())
+
+
+@torch.no_grad()
+def operations(stage: nn.Module, x: Tensor) -> int:
+    """Multiplications and additions of matrix products in one prediction for the example x (1, N, d), counted as it runs."""
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+        update_of(stage)(x)
+    return counter.get_total_flops()

@@ -1,0 +1,32 @@
+"""What every contender of chapter 14 costs: parameters, operations for one image, microseconds of training for one image."""
+
+import statistics
+
+import torch
+from measure import example, interleaved, training_step
+
+from attractor_lib.contenders import CONTENDERS, n_parameters, operations, update_of
+from attractor_lib.corruption import HideTokens, mean_token
+from attractor_lib.own_trajectory import AfterStages
+
+N, D, BATCH = 16, 33, 250
+PROFILES = {"quick": {"rounds": 2}, "full": {"rounds": 9}}
+
+
+def rows(device, rounds):
+    tokens = example(BATCH, N, D, device)[0]
+    hide, generator = HideTokens(8, mean_token(tokens), least=1), torch.Generator(device).manual_seed(0)
+    functions, models, (state, sites) = {}, {}, hide(tokens, generator)
+    for name, contender in CONTENDERS.items():
+        model = contender.make(N, D, 0).to(device)
+        models[name], functions[name, "step"] = model, training_step(model, contender.rule, (state, tokens, sites))
+        if contender.n_stages > 1:
+            functions[name, "update"] = lambda model=model: AfterStages((update_of(model),), hide)(tokens, generator)
+    functions["hide"] = lambda: hide(tokens, generator)
+    seconds = {key: statistics.median(s) for key, s in interleaved(functions, rounds, device).items()}
+    for name, contender in CONTENDERS.items():
+        for stages in range(1, contender.n_stages + 1):
+            earlier = stages * (stages - 1) // 2 * (seconds[name, "update"] - seconds["hide"]) if contender.n_stages > 1 else 0
+            training = stages * (seconds[name, "step"] + seconds["hide"]) + earlier
+            yield {"name": name, "model": contender.family, "stages": stages, "parameters": stages * n_parameters(models[name]),
+                   "operations": stages * operations(models[name], tokens[:1]), "training µs": 1e6 * training / BATCH}

@@ -1,0 +1,37 @@
+"""An epoch of the trainer, hiding tokens included, against the bare steps that it takes; and steps of the dynamics."""
+
+import statistics
+
+import torch
+from measure import example, interleaved, median_ratio, training_step
+
+from attractor_lib.corruption import HideTokens, mean_token
+from attractor_lib.dynamics import run
+from attractor_lib.learning import prediction_rule
+from attractor_lib.model import AttractorNetwork
+from attractor_lib.trainer import TrainingConfig, train
+
+N, D = 16, 50
+PROFILES = {"quick": {"n_steps": 20, "rounds": 4}, "full": {"n_steps": 100, "rounds": 8}}
+
+
+def rows(device, n_steps, rounds):
+    for batch in (250, 1000):
+        tokens = example(n_steps * batch, N, D, device)[0]
+        hide = HideTokens(8, mean_token(tokens), least=1)
+        data = example(batch, N, D, device)
+        clamped = torch.rand(batch, N, generator=torch.Generator().manual_seed(0)).to(device) < 0.5
+        for heads, rank in ((1, None), (16, 16)):
+            network = AttractorNetwork(N, D, heads, rank).to(device)
+            step = training_step(network, prediction_rule, data)
+            config = TrainingConfig(epochs=1, batch_size=batch, learning_rate=1e-9)
+            seconds = interleaved({
+                "epoch": lambda network=network, config=config: train(network, prediction_rule, tokens, hide, config, report=None),
+                "steps": lambda step=step: [step() for _ in range(n_steps)],
+                "run": lambda network=network: run(network.update, data[0], n_steps, clamped=clamped, observe=lambda x: x[:0]),
+                "updates": lambda network=network: [network.update(data[0]) for _ in range(n_steps)],
+            }, rounds, device, repeats=1)
+            yield {"batch": batch, "model": "1 full head" if rank is None else f"{heads} heads of rank {rank}", "steps": n_steps,
+                   "epoch s": statistics.median(seconds["epoch"]),
+                   "epoch / its steps": median_ratio(seconds["epoch"], seconds["steps"]),
+                   "run / its updates": median_ratio(seconds["run"], seconds["updates"])}
