@@ -1,6 +1,7 @@
 # The commands of the README. Everything is installed into $(VENV), from the package registry, at pinned versions.
 PYTHON ?= python3
 VENV ?= .venv
+PROFILE ?= full
 BIN = $(VENV)/bin
 HTML = book/_build/html/index.html
 
@@ -11,7 +12,7 @@ help:
 	@echo "make test       set up, then the unit tests and the checks of every notebook"
 	@echo "make reproduce  set up, execute every chapter afresh (about half an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
-	@echo "make bench      set up, then time a training step against autograd, a transformer block and the floor"
+	@echo "make bench      set up, then every comparison of speed and cost, about a quarter of an hour (quick: PROFILE=quick)"
 
 # The stamp is touched last: an interrupted set-up is taken up again.
 $(VENV)/.complete: pyproject.toml constraints.txt
@@ -46,7 +47,7 @@ results: $(VENV)/.complete
 	@echo "== the results are in notebooks/results; the chapters show them"
 
 bench: $(VENV)/.complete
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --profile $(PROFILE)
 
 clean:
 	rm -rf book/_build _build

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -80,3 +81,12 @@ def operations(stage: nn.Module, x: Tensor) -> int:
     with counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
         update_of(stage)(x)
     return counter.get_total_flops()
+
+
+def best_within(frame: pd.DataFrame, cost: str, limits: list[float]) -> list[float]:
+    """The lowest mean error over seeds of the models in a frame that cost at most each limit; NaN where there is none.
+
+    frame: columns `name`, `stages`, `error` and the cost.
+    """
+    models = frame.groupby(["name", "stages"])[["error", cost]].mean()
+    return [models.loc[models[cost] <= limit, "error"].min() for limit in limits]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from attractor_lib.results import save_results
 from attractor_lib.trainer import select_device
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ["steps", "epochs", "scaling", "costs"]
 
 
@@ -26,14 +26,14 @@ def main():
     parser = argparse.ArgumentParser(prog="python benchmarks/run.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=["quick", "full"], default="full",
-                        help="quick: less than 3 minutes on 2 cores; full: about 20 (default)")
+                        help="quick: 3 minutes on 2 cores; full: about 15 (default)")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="some of them (default: all)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU (default: %(default)s)")
-    parser.add_argument("--output-dir", type=Path, help="where the JSON files go (default: benchmarks/results for the full "
-                        "profile, which chapter 14 shows; _build/benchmarks for the quick one)")
+    parser.add_argument("--output-dir", type=Path, help="where the JSON files go (default: notebooks/results/benchmarks for the "
+                        "full profile, which chapter 14 shows; _build/benchmarks for the quick one)")
     arguments = parser.parse_args()
-    folder = arguments.output_dir or (HERE / "results" if arguments.profile == "full" else HERE.parent / "_build" / "benchmarks")
+    folder = arguments.output_dir or ROOT / ("notebooks/results/benchmarks" if arguments.profile == "full" else "_build/benchmarks")
     try:
         device = select_device(arguments.device)
     except RuntimeError as error:

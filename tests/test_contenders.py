@@ -1,0 +1,53 @@
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import random_states
+
+from attractor_lib.contenders import CONTENDERS, attractor, best_within, n_parameters, operations, update_of
+from attractor_lib.corruption import HideTokens, mean_token
+from attractor_lib.dynamics import run
+from attractor_lib.trainer import TrainingConfig
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_learns(name):
+    rotations = torch.linalg.qr(torch.randn(5, 9, 9, generator=torch.Generator().manual_seed(0))).Q
+    tokens = torch.einsum("iab,mb->mia", rotations, random_states(320, 9, seed=1).float())
+    hide = HideTokens(2, mean_token(tokens))
+    losses = []
+
+    def report(line):
+        losses.append(float(line.split("loss ")[1].split()[0]))
+
+    stages = CONTENDERS[name].fit(tokens, hide, TrainingConfig(epochs=3, batch_size=32, learning_rate=1.0), report)
+    assert len(stages) == CONTENDERS[name].n_stages and len(losses) == 3 * len(stages)
+    assert losses[2] < losses[0]
+
+
+def test_each_stage_of_a_cascade_learns_from_what_the_ones_before_leave():
+    tokens = random_states(64, 5, 9).float()
+    hide = HideTokens(2, mean_token(tokens))
+    config = TrainingConfig(epochs=1, batch_size=32, learning_rate=1.0)
+    one, three = (attractor(2, 3, 0.05, n).fit(tokens, hide, config) for n in (1, 3))
+    assert torch.equal(one[0].U, three[0].U)  # the stage before is left as it was
+    assert not torch.equal(three[1].U, three[2].U)
+    state, sites = hide(tokens, torch.Generator().manual_seed(0))
+    through = run([update_of(stage) for stage in three], state, 3, clamped=~sites)
+    assert torch.equal(through.final[~sites], tokens[~sites])
+
+
+def test_parameters_and_operations_by_hand():
+    N, d, H, r = 5, 9, 2, 3
+    stage = attractor(H, r, 0.05, 1).make(N, d, 0)
+    assert n_parameters(stage) == 2 * H * N * r * d + N * d
+    # queries, keys and output: N d r a head; scores and means: N^2 r
+    assert operations(stage, random_states(1, N, d).float()) == 2 * H * (3 * N * d * r + 2 * N * N * r)
+
+
+def test_the_best_within_a_limit():
+    frame = pd.DataFrame([("a", 1, 0.4, 10), ("a", 1, 0.2, 10), ("a", 2, 0.1, 20), ("b", 1, 0.25, 12)],
+                         columns=["name", "stages", "error", "cost"])
+    best = best_within(frame, "cost", [5, 10, 12, 30])
+    assert math.isnan(best[0]) and best[1:] == pytest.approx([0.3, 0.25, 0.1])
