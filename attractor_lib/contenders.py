@@ -54,7 +54,7 @@ def baseline(kind: type, family: str, size: int, learning_rate: float) -> Conten
 
 
 CONTENDERS = {
-    "attractor 4x8": attractor(4, 8, 2e-2, 5), "attractor 8x16": attractor(8, 16, 2e-2, 5), "attractor 16x16": attractor(16, 16, 2e-2, 5),
+    "attractor 4x8": attractor(4, 8, 4e-2, 5), "attractor 8x16": attractor(8, 16, 2e-2, 5), "attractor 16x16": attractor(16, 16, 2e-2, 5),
     **{f"bare attention {width}": baseline(BareAttention, "bare attention", width, rate)
        for width, rate in ((32, 1e-2), (64, 7e-3), (128, 5e-3), (256, 3e-3))},
     **{f"transformer block {width}": baseline(TransformerBlock, "transformer block", width, rate)

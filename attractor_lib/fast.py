@@ -38,9 +38,21 @@ from numba.extending import overload
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-# No flag that assumes finite numbers: an overflow must come out as one.
-_options = dict(fastmath={"reassoc", "contract", "arcp", "nsz", "afn"}, nogil=True, error_model="numpy", cache=True)
-kernel, parallel = njit(**_options), njit(parallel=True, **_options)
+
+def _compiled(**options):
+    # No flag that assumes finite numbers: an overflow must come out as one.
+    options |= {"fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"}, "nogil": True, "error_model": "numpy"}
+
+    def decorate(function):
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:  # there is nowhere to store it: compiled in each session
+            return njit(**options)(function)
+
+    return decorate
+
+
+kernel, parallel = _compiled(), _compiled(parallel=True)
 LANES = 32  # the number of examples side by side is a multiple of this: whole vectors, no remainders
 CACHE = 2**18  # numbers of one thread's keys that stay in its cache
 EXAMPLES = 1024  # examples that are laid out at a time, at most

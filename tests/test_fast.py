@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numba
 import pytest
 import torch
 from torch.nn import functional as F
@@ -173,3 +174,11 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) * 1024 < 1e9
+
+
+def test_works_where_nothing_can_be_stored():
+    names = {}
+    exec("def successor(x): return x + 1", names)  # of no file, so numba has nowhere to put what it compiles
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(cache=True)(names["successor"])
+    assert fast.kernel(names["successor"])(1) == 2
