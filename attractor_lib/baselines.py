@@ -67,7 +67,7 @@ class EnergyTransformer(_TokenModel):
         """-dE/dg (batch, N, width)."""
         q, k = (torch.einsum("hrc,mic->mhir", w, g) for w in (self.query, self.key))
         beta = q.shape[-1] ** -0.5
-        a = exclude_self(beta * q @ k.mT).softmax(-1)
+        a = exclude_self(beta * (q @ k.mT)).softmax(-1)
         attention = (torch.einsum("mhir,hrc->mic", a @ k, self.query) + torch.einsum("mhir,hrc->mic", a.mT @ q, self.key))
         return attention + torch.relu(g @ self.memories.mT) @ self.memories
 

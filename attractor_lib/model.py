@@ -167,7 +167,7 @@ class AttractorNetwork(nn.Module):
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """beta x_i . J_ij x_j = beta q_i . k_ij, with -inf at j = i: (batch, heads, N, N)."""
-        return exclude_self(self.beta * self.products(q, k))
+        return exclude_self(self.products(q, k).mul_(self.beta))
 
     # The energy is a function phi of a site's scores, e_i = -(1/beta) sum_h phi(scores of i) - ..., and attention is its
     # derivative. Here phi is the log-sum-exp; notebook 12_ablations puts others in its place, by these three methods.
@@ -182,7 +182,7 @@ class AttractorNetwork(nn.Module):
 
     def weights_gradient(self, a: Tensor, u: Tensor, mean: Tensor) -> Tensor:
         """z_ij = beta sum_j' u_ij' da_ij'/dscore_ij = beta a_ij (u_ij - mean_i), for mean_i = sum_j a_ij u_ij."""
-        return self.beta * a * (u - mean)
+        return (u - mean).mul_(a).mul_(self.beta)
 
     def pooled(self, a: Tensor, k: Tensor) -> Tensor:
         """o_i = sum_j a_i<-j k_ij (batch, heads, N, r)."""
