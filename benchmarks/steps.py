@@ -13,7 +13,7 @@ from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
 
 N, D = 16, 50
-PROFILES = {"quick": {"batches": [250, 2000], "rounds": 3}, "full": {"batches": [250, 500, 2000, 8192], "rounds": 15}}
+PROFILES = {"quick": {"batches": [250, 2000], "rounds": 3}, "full": {"batches": [250, 1000, 4000], "rounds": 11}}
 
 
 def plain(network, *batch):
