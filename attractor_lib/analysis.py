@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from attractor_lib import fast
 from attractor_lib.dynamics import run
 from attractor_lib.embedding import PatchEmbedding
 
@@ -46,6 +49,21 @@ def restoration_error(update: Callable[[Tensor], Tensor] | Sequence[Callable[[Te
 
         errors.append(run(update, state, n_steps, clamped=~sites, observe=error).states)
     return torch.cat(errors, 1)
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Multiplications and additions of the matrix products in a call, counted by torch as they run.
+
+    By the plain path and unfused attention, whose products are the same: torch sees neither inside a fast path nor
+    inside fused attention.
+    """
+    def in_place(total, a, b, **_):
+        return 2 * a[0] * a[1] * a[2] * b[2]
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place})  # not counted by default
+    with fast.off(), sdpa_kernel(SDPBackend.MATH), counter:
+        call()
+    return counter.get_total_flops()
 
 
 def transient_lifetime(m: Tensor, threshold: float) -> Tensor:

@@ -1,13 +1,10 @@
-"""The models that are compared at equal cost: how each is made, trained and counted (notebook 14_accuracy_for_its_cost)."""
+"""The models that are compared at equal cost: how each is made and trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from attractor_lib.baselines import BareAttention, EnergyTransformer, HopfieldLayer, TransformerBlock, backpropagation
 from attractor_lib.learning import prediction_rule
@@ -72,21 +69,3 @@ def update_of(stage: nn.Module) -> Callable[[Tensor], Tensor]:
 def n_parameters(stage: nn.Module) -> int:
     """Numbers that are trained."""
     return sum(p.numel() for p in stage.parameters())
-
-
-@torch.no_grad()
-def operations(stage: nn.Module, x: Tensor) -> int:
-    """Multiplications and additions of matrix products in one prediction for the example x (1, N, d), counted as it runs."""
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
-        update_of(stage)(x)
-    return counter.get_total_flops()
-
-
-def best_within(frame: pd.DataFrame, cost: str, limits: list[float]) -> list[float]:
-    """The lowest mean error over seeds of the models in a frame that cost at most each limit; NaN where there is none.
-
-    frame: columns `name`, `stages`, `error` and the cost.
-    """
-    models = frame.groupby(["name", "stages"])[["error", cost]].mean()
-    return [models.loc[models[cost] <= limit, "error"].min() for limit in limits]

@@ -15,8 +15,7 @@ class PatchEmbedding:
     The last component is what |u| leaves, so nothing is lost and every patch has its own point on the sphere.
 
     With ``n_frequencies=c`` a token holds, in place of u, the c lowest frequencies C u of the patch's discrete cosine
-    transform (C: c orthonormal rows), and d = c + 1 (notebook 14_accuracy_for_its_cost). Then `pixels` gives the patch
-    without its high frequencies.
+    transform (C: c orthonormal rows), and d = c + 1. Then `pixels` gives the patch without its high frequencies.
 
     Arguments
         image_size: height = width in pixels.

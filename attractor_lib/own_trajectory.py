@@ -42,7 +42,7 @@ class OwnTrajectory:
 
 @dataclass(frozen=True)
 class AfterStages:
-    """States that networks trained before leave: what the next stage of a cascade learns from (14_accuracy_for_its_cost).
+    """States that networks trained before leave: what the next stage of a cascade learns from.
 
         s(t) = update of stage t at s(t-1) ,   s(0) = the corrupted example ,   sites that were not corrupted clamped
 

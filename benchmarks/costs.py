@@ -1,11 +1,12 @@
-"""What every contender of chapter 14 costs: parameters, operations for one image, microseconds of training for one image."""
+"""What every contender costs: parameters, operations for one image, microseconds of training for one image."""
 
 import statistics
 
 import torch
 from measure import example, interleaved, training_step
 
-from attractor_lib.contenders import CONTENDERS, n_parameters, operations, update_of
+from attractor_lib.analysis import operations
+from attractor_lib.contenders import CONTENDERS, n_parameters, update_of
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.own_trajectory import AfterStages
 
@@ -29,4 +30,4 @@ def rows(device, rounds):
             earlier = stages * (stages - 1) // 2 * (seconds[name, "update"] - seconds["hide"]) if contender.n_stages > 1 else 0
             training = stages * (seconds[name, "step"] + seconds["hide"]) + earlier
             yield {"name": name, "model": contender.family, "stages": stages, "parameters": stages * n_parameters(models[name]),
-                   "operations": stages * operations(models[name], tokens[:1]), "training µs": 1e6 * training / BATCH}
+                   "operations": stages * operations(lambda: update_of(models[name])(tokens[:1])), "training µs": 1e6 * training / BATCH}

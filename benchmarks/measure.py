@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, operations counted as they run, and the rate of one large matrix product."""
+"""What the benchmarks share: interleaved timing, floors, and the rate of one large matrix product."""
 
 import statistics
 import time
@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from attractor_lib.analysis import operations
 from attractor_lib.learning import prediction_rule
 from attractor_lib.trainer import make_optimizer
 
@@ -42,24 +41,12 @@ def by_autograd(network, state, target, sites):
     return loss.detach(), gradients
 
 
-def products(function) -> int:
-    """Operations of the matrix products of a call."""
-    def in_place(total, a, b, **_):
-        return 2 * a[0] * a[1] * a[2] * b[2]
-
-    # Neither fused attention nor the product in place is counted by default.
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place})
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        function()
-    return counter.get_total_flops()
-
-
 def rule_products(network, batch) -> int:
     """Operations of the prediction rule's matrix products; at full rank the two that the floor is made of."""
     if network.rank is None:
         return 4 * network.n_heads * batch * network.n_sites**2 * network.dim**2
     device = network.bias.device
-    return products(lambda: prediction_rule(network, *example(batch, network.n_sites, network.dim, device)))
+    return operations(lambda: prediction_rule(network, *example(batch, network.n_sites, network.dim, device)))
 
 
 def large_product(device):

@@ -3,7 +3,7 @@
   steps    a training step: closed form, autograd and transformer blocks, against a large matrix product
   epochs   an epoch of the trainer against its bare steps, and the dynamics against bare updates
   scaling  time and memory against batch, sites, components and heads
-  costs    parameters, operations and training time of the models compared in chapter 14
+  costs    parameters, operations and training time of the models in `attractor_lib.contenders`
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU (default: %(default)s)")
     parser.add_argument("--output-dir", type=Path, help="where the JSON files go (default: notebooks/results/benchmarks for the "
-                        "full profile, which chapter 14 shows; _build/benchmarks for the quick one)")
+                        "full profile, which the book shows; _build/benchmarks for the quick one)")
     arguments = parser.parse_args()
     folder = arguments.output_dir or ROOT / ("notebooks/results/benchmarks" if arguments.profile == "full" else "_build/benchmarks")
     try:

@@ -5,9 +5,10 @@ Each against its floor: its own matrix operations at the rate of one large matri
 
 import statistics
 
-from measure import by_autograd, example, interleaved, large_product, median_ratio, products, rule_products, training_step
+from measure import by_autograd, example, interleaved, large_product, median_ratio, rule_products, training_step
 
 from attractor_lib import fast
+from attractor_lib.analysis import operations
 from attractor_lib.baselines import TransformerBlock, backpropagation
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -36,7 +37,7 @@ def rows(device, batches, rounds):
             model = TransformerBlock(N, D, width).to(device)
             step = training_step(model, backpropagation, data)
             key = f"transformer block {width}", "autograd", "step"
-            functions[key], floors[key] = step, products(step)
+            functions[key], floors[key] = step, operations(step)
         functions["large product"], large = large_product(device)
         seconds = interleaved(functions, rounds, device, repeats=2 if batch > 1000 else 4)
         for key, operations in floors.items():

@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import random_states
 
-from attractor_lib.analysis import (basin_radius, distinct_states, nearest_overlap, overlap, restoration_error, retrieval,
+from attractor_lib.analysis import (basin_radius, distinct_states, nearest_overlap, operations, overlap, restoration_error, retrieval,
                                     transient_lifetime)
 from attractor_lib.corruption import AddNoise, HideTokens, Rotate, mean_token
 from attractor_lib.embedding import PatchEmbedding
+from attractor_lib.learning import prediction_rule
+from attractor_lib.model import AttractorNetwork
 
 
 def test_overlap_by_loops():
@@ -131,3 +133,15 @@ def test_basin_radius_is_linear_between_points_and_says_what_lies_outside():
 def test_refuses_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_states(7, 5, 11))
+
+
+def test_operations_by_hand():
+    N, d, H, r = 5, 9, 2, 3
+    x = random_states(7, N, d).float()
+    full, low = AttractorNetwork(N, d, H), AttractorNetwork(N, d, H, r)
+    assert full.fast_path(x) is not None
+    # full rank: keys N^2 d^2 a head, scores and means N^2 d; low rank: queries, keys and output N d r, scores and means N^2 r
+    assert operations(lambda: full.update(x)) == 7 * 2 * H * (N * N * d * d + 2 * N * N * d)
+    assert operations(lambda: low.update(x)) == 7 * 2 * H * (3 * N * d * r + 2 * N * N * r)
+    # the rule adds the outer products of the couplings' gradient and dL/da
+    assert operations(lambda: prediction_rule(full, x, x)) == 7 * 2 * H * (2 * N * N * d * d + 3 * N * N * d)
