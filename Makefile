@@ -5,10 +5,11 @@ PROFILE ?= full
 BIN = $(VENV)/bin
 HTML = book/_build/html/index.html
 
-.PHONY: help book test reproduce results bench clean
+.PHONY: help book pdf test reproduce results bench clean
 
 help:
 	@echo "make book       set up, then build the HTML book from the committed outputs"
+	@echo "make pdf        set up, then the whole book as one PDF; needs a Chromium (see the README)"
 	@echo "make test       set up, then the unit tests and the checks of every notebook"
 	@echo "make reproduce  set up, execute every chapter afresh (about half an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
@@ -26,6 +27,13 @@ book: $(VENV)/.complete
 	@echo "== building the book from the committed outputs"
 	$(BIN)/jupyter-book build book -W --keep-going
 	@echo "== the book is at $(HTML)"
+
+pdf: $(VENV)/.complete
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pdf]'
+	@echo "== all pages as one, then printed"
+	$(BIN)/jupyter-book build book --builder singlehtml -W --keep-going
+	$(BIN)/python book/pdf.py
+	@echo "== the PDF is book/_build/pdf/book.pdf"
 
 test: $(VENV)/.complete
 	@echo "== data"
