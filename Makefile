@@ -4,8 +4,10 @@ VENV ?= .venv
 PROFILE ?= full
 BIN = $(VENV)/bin
 HTML = book/_build/html/index.html
+DEVICE ?= cuda
+CHAPTERS ?= $(shell grep -l '"device = ' notebooks/[0-9]*.ipynb)
 
-.PHONY: help book pdf test reproduce results bench clean
+.PHONY: help book pdf site links browser test reproduce results bench compare clean
 
 help:
 	@echo "make book       set up, then build the HTML book from the committed outputs"
@@ -13,6 +15,8 @@ help:
 	@echo "make test       set up, then the unit tests and the checks of every notebook"
 	@echo "make reproduce  set up, execute every chapter afresh (about half an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
+	@echo "make compare    set up, execute the chapters on DEVICE (default: cuda), and compare with the committed ones"
+	@echo "make links      set up, then try every link of the book, the outside ones too"
 	@echo "make bench      set up, then every comparison of speed and cost, about a quarter of an hour (quick: PROFILE=quick)"
 
 # The stamp is touched last: an interrupted set-up is taken up again.
@@ -35,6 +39,17 @@ pdf: $(VENV)/.complete
 	$(BIN)/python book/pdf.py
 	@echo "== the PDF is book/_build/pdf/book.pdf"
 
+site: book pdf
+	cp book/_build/pdf/book.pdf book/_build/html/
+	@echo "== the pages, with the PDF, are in book/_build/html"
+
+links: $(VENV)/.complete
+	$(BIN)/jupyter-book build book --builder linkcheck
+
+browser: $(VENV)/.complete
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pdf]'
+	$(BIN)/playwright install --with-deps chromium
+
 test: $(VENV)/.complete
 	@echo "== data"
 	$(BIN)/python -m attractor_lib.data MNIST
@@ -56,6 +71,12 @@ results: $(VENV)/.complete
 
 bench: $(VENV)/.complete
 	$(BIN)/python benchmarks/run.py --profile $(PROFILE)
+
+compare: $(VENV)/.complete
+	rm -rf _build/compare
+	for chapter in $(CHAPTERS); do $(BIN)/python notebooks/rerun.py $$chapter -p device $(DEVICE) \
+		-o _build/compare/$$(basename $$chapter) || exit 1; done
+	$(BIN)/python notebooks/compare.py notebooks _build/compare
 
 clean:
 	rm -rf book/_build _build

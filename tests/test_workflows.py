@@ -1,0 +1,50 @@
+"""The GitHub workflows: valid by GitHub's schema, each step a command that can be run by hand, no more rights than needed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+WRITES = {("publish", "deploy"): {"pages", "id-token"}}  # the only rights to write
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+def workflow(request):
+    return yaml.safe_load(request.param.read_text())
+
+
+def test_they_are_valid():
+    assert len(WORKFLOWS) >= 4
+    done = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_each_step_is_a_make_target_or_an_action_at_a_major_version(workflow):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            if "run" in step:
+                make, target, *_ = step["run"].split()
+                assert make == "make" and target in targets, step["run"]
+            else:
+                assert re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
+
+
+def test_rights_are_minimal_and_runs_are_bounded(workflow):
+    assert workflow["permissions"] == {"contents": "read"} and workflow["concurrency"]["group"]
+    for name, job in workflow["jobs"].items():
+        rights = job.get("permissions", {})
+        assert {right for right, value in rights.items() if value == "write"} == WRITES.get((workflow["name"], name), set())
+        assert job["timeout-minutes"] <= 240
+
+
+def test_only_our_own_code_reaches_a_runner_of_our_own(workflow):
+    triggers = workflow[True]  # YAML 1.1 reads the key `on` as a boolean
+    if any("self-hosted" in job["runs-on"] for job in workflow["jobs"].values()):
+        assert set(triggers) == {"workflow_dispatch", "schedule"}
