@@ -1,14 +1,16 @@
-"""The README's snippet runs as written, on a small part of the data."""
+"""The snippets of the README and of the page on the library run as written and print what is shown; make targets exist."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import attractor_lib.data
 import attractor_lib.trainer
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_library_snippet_runs(monkeypatch):
@@ -22,7 +24,21 @@ def test_the_library_snippet_runs(monkeypatch):
     assert torch.isfinite(names["images"]).all()
 
 
-def test_every_make_target_that_it_names_exists():
-    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
-    for target in set(re.findall(r"^make (\w+)", README, re.MULTILINE)):
+def test_the_snippets_of_the_library_page_run_in_order_and_print_what_is_shown(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "book" / "library.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", page, re.DOTALL)
+    assert len(snippets) >= 8
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for snippet, shown in snippets:
+        exec(snippet, names)
+        assert capsys.readouterr().out == shown, snippet
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_that_it_names_exists(name):
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)", (ROOT / name).read_text(), re.MULTILINE))
+    assert targets
+    for target in map("".join, targets):
         assert f"\n{target}:" in makefile
