@@ -1,4 +1,4 @@
-"""What the pages need and settings cannot say: addresses that follow from the repository's, and no script twice."""
+"""What the pages need and settings cannot say: addresses that follow from the repository's, no script twice, no need of git."""
 
 from urllib.parse import urlparse
 
@@ -16,7 +16,14 @@ def drop_repeated_scripts(app, pagename, templatename, context, doctree):
     context["script_files"] = [script for n, script in enumerate(context["script_files"]) if same[n] not in same[:n]]
 
 
+def allow_no_dates(app, env):
+    """On a machine without git, sphinx_last_updated_by_git leaves its table unfilled, and the theme then fails."""
+    for page, dated in env.git_last_updated.items():
+        env.git_last_updated[page] = dated or (None, True)
+
+
 def setup(app):
     app.connect("config-inited", derive_addresses)
+    app.connect("env-updated", allow_no_dates, priority=900)
     app.connect("html-page-context", drop_repeated_scripts, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
