@@ -22,9 +22,14 @@ def save_results(path: str | os.PathLike, rows: list[dict], parameters: dict, se
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"provenance": {"parameters": parameters, **provenance(parameters.get("device", "cpu"), seconds)}, "rows": rows}
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: who reads it, or is killed while writing it, never meets a part."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.write_text(text)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

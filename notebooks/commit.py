@@ -5,7 +5,6 @@
 """
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -17,6 +16,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from rerun import CHAPTERS, HERE, ROOT, find_chapter, parameters_of, stamp
 from tqdm import tqdm
+
+from attractor_lib.results import write_whole
 
 ALONE = '''\
 try:
@@ -42,13 +43,6 @@ def put_alone(notebook) -> None:
     first.source = f"{alone()}\n{own}"
 
 
-def write(notebook, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    nbformat.write(notebook, partial)
-    os.replace(partial, path)
-
-
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     put_alone(notebook)
@@ -57,7 +51,7 @@ def execute(path: Path) -> None:
         NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
                        on_cell_complete=lambda **_: bar.update()).execute()
     run = stamp(notebook, parameters_of(path), {}, time.perf_counter() - began)
-    write(notebook, path)
+    write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"== {path.stem}: {', '.join(f'{name} {value}' for name, value in run.items())}", flush=True)
 
 
@@ -74,7 +68,7 @@ def main() -> None:
             if arguments.alone:
                 notebook = nbformat.read(chapter, as_version=4)
                 put_alone(notebook)
-                write(notebook, chapter)
+                write_whole(chapter, nbformat.writes(notebook) + "\n")
             else:
                 execute(chapter)
     except ValueError as error:
