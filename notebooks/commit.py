@@ -47,7 +47,7 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     put_alone(notebook)
     began = time.perf_counter()
-    with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell") as bar:
+    with tqdm(total=sum(cell.cell_type == "code" for cell in notebook.cells), desc=path.stem, unit="cell") as bar:
         NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
                        on_cell_complete=lambda **_: bar.update()).execute()
     run = stamp(notebook, parameters_of(path), {}, time.perf_counter() - began)

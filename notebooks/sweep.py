@@ -28,6 +28,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from distributed import Client, LocalCluster, as_completed
+from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from papermill.iorw import load_notebook_node
@@ -135,15 +136,16 @@ def draw(frame: pd.DataFrame, grid: dict, show: str | None):
     others = [name for name in others if not name.startswith("seed")]
     if "statement" in frame and show is None:
         table = frame.pivot_table(index="statement", columns=[x, *others], values="holds", aggfunc="mean", sort=False)
-        ax = sns.heatmap(table, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2g", linewidths=1, cbar=False)
-        ax.figure.set_size_inches(6 + 0.8 * table.shape[1], 1.2 + 0.35 * table.shape[0])
+        fig, ax = plt.subplots(figsize=(7 + 0.8 * table.shape[1], 1.6 + 0.35 * table.shape[0]))
+        sns.heatmap(table, ax=ax, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2g", linewidths=1, cbar=False)
         ax.set(title="share of points where the statement holds", ylabel="")
-        return ax.figure
+        return fig
     measured = frame[[name for name in frame if name not in grid]].dropna(axis=1, how="all")
     show = show or next(iter([*measured.select_dtypes("float"), *reversed([*measured.select_dtypes("number")])]), None)
     if show not in frame:
         raise ValueError(f"--show must be one of {', '.join(frame)}, got {show!r}")
     by = next(iter(measured.select_dtypes(["object", "str"])), None)
+    plt.rcParams["figure.constrained_layout.use"] = False  # seaborn lays out its panels itself
     facets = sns.relplot(frame, x=x, y=show, hue=by, col=others[0] if others else None, style=others[1] if len(others) > 1 else None,
                          kind="line", marker="o", errorbar=("pi", 100), height=3.6, aspect=1.2)
     return facets.figure
