@@ -138,7 +138,7 @@ def draw(frame: pd.DataFrame, grid: dict, show: str | None):
         table = frame.pivot_table(index="statement", columns=[x, *others], values="holds", aggfunc="mean", sort=False)
         fig, ax = plt.subplots(figsize=(7 + 0.8 * table.shape[1], 1.6 + 0.35 * table.shape[0]))
         sns.heatmap(table, ax=ax, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2g", linewidths=1, cbar=False)
-        ax.set(title="share of points where the statement holds", ylabel="")
+        ax.set(title="share of points where the statement holds", ylabel="", xlabel=", ".join([x, *others]))
         return fig
     measured = frame[[name for name in frame if name not in grid]].dropna(axis=1, how="all")
     show = show or next(iter([*measured.select_dtypes("float"), *reversed([*measured.select_dtypes("number")])]), None)
