@@ -24,7 +24,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else 'Python 3.11 or newer is needed, got %d.%d: try make PYTHON=python3.12' % v[:2])"
 	@echo "== set-up: a virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[book,test]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[book,sweep,test]'
 	@touch $@
 
 book: $(VENV)/.complete

@@ -15,8 +15,12 @@ from attractor_lib.trainer import Rule, TrainingConfig, train
 
 @dataclass(frozen=True)
 class Contender:
-    """family: what it is called. make: (n_sites, dim, seed) -> a stage. learning_rate: of Adam at the start, tuned.
+    """A model to compare, and how it is trained.
 
+    family: what it is called.
+    make: (n_sites, dim, seed) -> a stage.
+    rule: of its training.
+    learning_rate: of Adam at the start, tuned.
     n_stages: a cascade has as many networks, one for each update; each is trained after the one before.
     """
 
@@ -40,6 +44,7 @@ class Contender:
 
 
 def attractor(n_heads: int, rank: int, learning_rate: float, n_stages: int) -> Contender:
+    """A cascade of attractor networks, trained by the prediction rule."""
     def make(n_sites: int, dim: int, seed: int) -> AttractorNetwork:
         return AttractorNetwork(n_sites, dim, n_heads, rank, beta=5.0, generator=torch.Generator().manual_seed(seed))
 
@@ -47,6 +52,7 @@ def attractor(n_heads: int, rank: int, learning_rate: float, n_stages: int) -> C
 
 
 def baseline(kind: type, family: str, size: int, learning_rate: float) -> Contender:
+    """A model of ``attractor_lib.baselines`` of that size, trained by backpropagation."""
     return Contender(family, lambda n_sites, dim, seed: kind(n_sites, dim, size, seed=seed), backpropagation, learning_rate)
 
 

@@ -72,6 +72,7 @@ def off():
 
 
 def enabled() -> bool:
+    """Whether fast paths may be taken here: not within `off`."""
     return _enabled
 
 

@@ -10,21 +10,26 @@ import pandas as pd
 import torch
 
 
+def provenance(device, seconds: float) -> dict:
+    """What a run was made on and with: duration, date, device, cores, threads and versions."""
+    return {"seconds": round(seconds, 1), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "device": torch.cuda.get_device_name() if str(device).startswith("cuda") else platform.machine() + " CPU",
+            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__}
+
+
 def save_results(path: str | os.PathLike, rows: list[dict], parameters: dict, seconds: float) -> None:
     """Write rows (one dictionary a measurement) and their provenance as JSON, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    device = parameters.get("device", "cpu")
-    record = {
-        "provenance": {
-            "parameters": parameters, "seconds": round(seconds, 1), "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-            "device": torch.cuda.get_device_name() if str(device).startswith("cuda") else platform.machine() + " CPU",
-            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__},
-        "rows": rows,
-    }
+    record = {"provenance": {"parameters": parameters, **provenance(parameters.get("device", "cpu"), seconds)}, "rows": rows}
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: who reads it, or is killed while writing it, never meets a part."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.write_text(text)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -46,13 +51,13 @@ def load_results(folder: str | os.PathLike) -> tuple[pd.DataFrame, pd.DataFrame]
     files = sorted(Path(folder).glob("*.json"))
     if not files:
         raise FileNotFoundError(f"expected result files (*.json) in {folder}, found none")
-    rows, provenance = [], []
+    rows, runs = [], []
     for file in files:
         record = json.loads(file.read_text())
         parameters = record["provenance"].pop("parameters")
         rows += [{**parameters, **row} for row in record["rows"]]
-        provenance.append({"file": file.name, **parameters, **record["provenance"]})
-    return pd.DataFrame(rows), pd.DataFrame(provenance)
+        runs.append({"file": file.name, **parameters, **record["provenance"]})
+    return pd.DataFrame(rows), pd.DataFrame(runs)
 
 
 def finding(statement: str, holds) -> None:

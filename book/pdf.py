@@ -18,23 +18,18 @@ BUILD = Path(__file__).resolve().parent / "_build"
 STYLE = """
 @page { size: A4; margin: 17mm 17mm 20mm; @bottom-center { content: counter(page); font: 9pt sans-serif; color: #555; } }
 @page :first { @bottom-center { content: none; } }
-html { font-size: 12.5px; }
 body { line-height: 1.45; }
-.bd-article :is(div.math, pre, .output, .pst-scrollable-table-container) { overflow: visible !important; }
 .bd-main .bd-content { margin: 0 !important; }
 .bd-main .bd-content .bd-article-container { max-width: none; }
 .bd-main .bd-content .bd-article-container .bd-article { padding: 0; }
 .bd-article > section > h1, .toctree-wrapper > p.caption { display: none; }
 .bd-article > section, .toctree-wrapper > section { break-before: page; }
 .toctree-wrapper > section > h2 { font-size: 2.3rem; margin-top: 0; }
-.bd-main .bd-content table { break-inside: auto; }
-.bd-article table.dataframe td { white-space: normal; }
-thead, tr, figure, .admonition, div.math { break-inside: avoid; }
+thead, .admonition { break-inside: avoid; }
 figure img { width: auto !important; height: auto !important; max-height: 80mm !important; }
 h1, h2, h3, h4 { break-after: avoid; }
-pre { white-space: pre-wrap !important; overflow-wrap: anywhere; orphans: 5; widows: 5; }
-.cell_input, .cell_input div, pre { display: block !important; break-inside: auto !important; }
 p { orphans: 3; widows: 3; }
+.bd-article div.math mjx-container { font-size: 119% !important; }
 a { text-decoration: none !important; }
 #jb-print-toc { line-height: 1.25; }
 #jb-print-toc a { display: flex; justify-content: space-between; padding: .1rem 0; color: inherit; }

@@ -6,17 +6,19 @@
 """
 
 import argparse
-import contextlib
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nbformat
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
+from attractor_lib.parameters import Parameter, check_values, read_parameters
+from attractor_lib.results import provenance
 from attractor_lib.trainer import select_device
 
 HERE = Path(__file__).resolve().parent
@@ -25,38 +27,44 @@ CHAPTERS = sorted(HERE.glob("[0-9]*.ipynb"))
 
 
 def find_chapter(name: str) -> Path:
-    """The chapter whose file name begins with `name`."""
+    """The chapter whose file name begins with `name`, or any notebook by its path."""
+    if name.endswith(".ipynb") and Path(name).is_file():
+        return Path(name).resolve()
     matches = [chapter for chapter in CHAPTERS if chapter.stem.startswith(Path(name).stem)]
     if len(matches) != 1:
         raise ValueError(f"chapter must be the beginning of one of {', '.join(c.stem for c in CHAPTERS)}, got {name!r}")
     return matches[0]
 
 
+def tagged(notebook, tag: str) -> list:
+    """The positions of the cells with a tag."""
+    return [n for n, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", [])]
+
+
+def parameters_of(chapter: Path) -> dict[str, Parameter]:
+    """The parameters of a chapter by name."""
+    notebook = nbformat.read(chapter, as_version=4)
+    return read_parameters("\n".join(notebook.cells[n].source for n in tagged(notebook, "parameters")))
+
+
 def check_parameters(chapter: Path, given: dict) -> None:
-    """Refuse a name that the chapter's `parameters` cell does not have, and a value of another type than its default.
+    """Refuse a name that the chapter's `parameters` cell does not have, and a value of another type or out of its range.
 
     Numbers that YAML took for text are put right in `given`.
     """
-    known = papermill.inspect_notebook(str(chapter))
-    for name, value in given.items():
+    known = parameters_of(chapter)
+    for name in given:
         if name not in known:
             raise ValueError(f"{chapter.stem} has no parameter {name!r}. It has:\n{describe(chapter)}")
-        if name == "device":
-            select_device(value)
-        default = yaml.safe_load(known[name]["default"])
-        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-        if isinstance(default, float) and isinstance(value, str):  # YAML reads 1e-2 as text
-            with contextlib.suppress(ValueError):
-                given[name] = value = float(value)
-                same = True
-        if default is not None and not same and not (isinstance(default, float) and type(value) is int):
-            raise ValueError(f"{name} must be {type(default).__name__} like its default {default!r}, got {value!r}")
+    given.update(check_values(known, given))
+    if "device" in given:
+        select_device(given["device"])
 
 
 def describe(chapter: Path) -> str:
-    """The parameters of a chapter, a line each: name, default, meaning."""
-    known = papermill.inspect_notebook(str(chapter)).values()
-    return "\n".join(f"  {p['name']:<18} {p['default']:<22} {p['help']}" for p in known)
+    """The parameters of a chapter, a line each: name, default, meaning, unit, range."""
+    return "\n".join(f"  {p.name:<18} {p.default!r:<22} {p.meaning}{f' [{p.unit}]' * bool(p.unit)}; {p.allowed}"
+                     for p in parameters_of(chapter).values())
 
 
 def refuse_committed(folder: Path) -> None:
@@ -65,13 +73,26 @@ def refuse_committed(folder: Path) -> None:
 
 
 def execute(chapter: Path, output: Path, parameters: dict) -> None:
-    """Run a chapter into `output`, cell by cell with progress, from the folder of the notebooks."""
+    """Run a chapter into `output`, cell by cell with progress, from the folder of the notebooks; it says how it was made."""
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     print(f"== {chapter.stem} {parameters or '(default parameters)'}", flush=True)
-    papermill.execute_notebook(str(chapter), str(output), parameters, cwd=str(HERE), kernel_name="python3",
-                               progress_bar=sys.stderr.isatty(), stdout_file=sys.stdout, stderr_file=sys.stderr)
-    print(f"== {chapter.stem}: {time.perf_counter() - began:.0f} s, written to {output}", flush=True)
+    notebook = papermill.execute_notebook(str(chapter), str(output), parameters, cwd=str(HERE), kernel_name="python3",
+                                          stdout_file=sys.stdout, stderr_file=sys.stderr)
+    run = stamp(notebook, parameters_of(chapter), parameters, time.perf_counter() - began)
+    given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items()) or "all"
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(
+        f"**This run.** Parameters: {given}{', the others' * bool(parameters)} as committed. "
+        f"{', '.join(f'{name} {value}' for name, value in run.items())}."))
+    nbformat.write(notebook, output)
+    print(f"== {chapter.stem}: {run['seconds']:.0f} s, written to {output}", flush=True)
+
+
+def stamp(notebook, known: dict[str, Parameter], given: dict, seconds: float) -> dict:
+    """Write into a notebook's metadata what it was executed on and with."""
+    device = given.get("device", known["device"].default) if "device" in known else "cpu"
+    notebook.metadata.provenance = provenance(select_device(device), seconds)
+    return notebook.metadata.provenance
 
 
 def build_book(folder: Path) -> None:

@@ -6,16 +6,10 @@ there are skipped, so an interrupted `make results` is taken up where it was.
 
 import argparse
 import os
-import subprocess
 import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import nbformat
-import yaml
 from rerun import HERE, check_parameters, find_chapter
+from sweep import run_points
 
 ABLATIONS = {"epochs": 2, "only": "", "n_test": 2000}
 RUNS = [  # chapter, name of the run, parameters
@@ -46,26 +40,6 @@ RUNS = [  # chapter, name of the run, parameters
 ]
 
 
-def execute(chapter: str, name: str, parameters: dict, threads: int) -> str:
-    """One run in a process of its own; returns the line to print."""
-    path, began = find_chapter(chapter), time.perf_counter()
-    file = HERE / "results" / chapter / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {**parameters, "results_file": str(file)}
-    check_parameters(path, parameters)
-    with tempfile.TemporaryDirectory() as folder:
-        notebook = nbformat.read(path, as_version=4)
-        last = max(n for n, cell in enumerate(notebook.cells) if "save-results" in cell.metadata.get("tags", []))
-        notebook.cells = notebook.cells[: last + 1]
-        nbformat.write(notebook, f"{folder}/{chapter}.ipynb")
-        run = subprocess.run([sys.executable, "-m", "papermill", f"{folder}/{chapter}.ipynb", f"{folder}/out.ipynb", "--cwd", HERE,
-                              "--no-progress-bar", "-y", yaml.safe_dump(parameters)], env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if run.returncode:
-        return f"{chapter}/{name} FAILED:\n{run.stderr[-2000:]}"
-    return f"{chapter}/{name}: {time.perf_counter() - began:.0f} s"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python notebooks/results.py", description=__doc__.splitlines()[0])
     parser.add_argument("chapter", nargs="?", default="", help="only the runs of this chapter, for example 04")
@@ -75,20 +49,15 @@ def main() -> None:
     chapters = sorted({run[0] for run in RUNS})
     if not any(chapter.startswith(arguments.chapter) for chapter in chapters):
         parser.error(f"chapter must be the beginning of one of {', '.join(chapters)}, got {arguments.chapter!r}")
-    wanted = [run for run in RUNS if run[0].startswith(arguments.chapter)
-              and (arguments.force or not (HERE / "results" / run[0] / f"{run[1]}.json").exists())]
-    print(f"{len(wanted)} of {len(RUNS)} runs to do, {arguments.jobs} at a time; the others are stored (--force runs them again)",
+    points = [(f"{chapter}/{name}", HERE / "results" / chapter / f"{name}.json", find_chapter(chapter), parameters)
+              for chapter, name, parameters in RUNS if chapter.startswith(arguments.chapter)]
+    for _, _, path, parameters in points:
+        check_parameters(path, parameters)
+    wanted = [point for point in points if arguments.force or not point[1].exists()]
+    print(f"{len(wanted)} of {len(points)} runs to do, {arguments.jobs} at a time; the others are stored (--force runs them again)",
           flush=True)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        threads = max(1, os.cpu_count() // arguments.jobs)
-        lines = list(pool.map(lambda run: report(execute(*run, threads)), wanted))
-    if any("FAILED" in line for line in lines):
-        sys.exit("error: some runs failed; the others are saved")
-
-
-def report(line: str) -> str:
-    print(line, flush=True)
-    return line
+    if failed := run_points(wanted, jobs=arguments.jobs):
+        sys.exit(f"error: failed: {', '.join(failed)}; the others are saved")
 
 
 if __name__ == "__main__":

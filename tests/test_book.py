@@ -130,6 +130,7 @@ def test_rerun_refuses_an_unknown_parameter_with_the_known_ones():
 @pytest.mark.parametrize("arguments, message", [
     (("07_nothing",), "chapter must be the beginning of one of 01_local_energies"),
     (("01", "-p", "n_sites", "five"), "n_sites must be int like its default 5, got 'five'"),
+    (("01", "-p", "beta", -1), "beta (inverse temperature) must be > 0, got -1"),
     (("01", "-o", ROOT / "notebooks" / "01_local_energies.ipynb"), "output must not lie among the committed notebooks"),
     (("--all", "--output-dir", ROOT / "book" / "notebooks"), "output must not lie among the committed notebooks"),
     (("--all", "-p", "beta", 2), "--all runs every chapter with its default parameters"),

@@ -12,6 +12,14 @@ pytest.importorskip("playwright", reason="the extra `pdf` is not installed")
 PdfReader = pytest.importorskip("pypdf", reason="the extra `pdf` is not installed").PdfReader
 ROOT = Path(__file__).resolve().parents[1]
 
+CONFIG = """title: A book
+only_build_toc_files: true
+bibtex_bibfiles: [references.bib]
+parse: {myst_enable_extensions: [colon_fence, dollarmath]}
+sphinx:
+  extra_extensions: [sphinx-mathjax-offline]
+  config: {html_static_path: [book.css], html_css_files: [book.css], bibtex_reference_style: author_year}
+"""
 INDEX = r"""# A book
 
 First words.
@@ -44,14 +52,13 @@ Last words.
 def book(tmp_path_factory):
     """The printed book's reader, and the text of each page."""
     folder = tmp_path_factory.mktemp("book")
-    for name in ("_config.yml", "book/references.bib"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "book" / "_static", folder / "_static")
+    for name in ("references.bib", "references.md", "_static/book.css"):
+        shutil.copy(ROOT / "book" / name, folder)
+    (folder / "_config.yml").write_text(CONFIG)
     (folder / "_toc.yml").write_text("format: jb-book\nroot: index\nparts:\n  - caption: Part\n    numbered: true\n    chapters:\n"
                                      "      - file: two\n  - caption: Rest\n    chapters:\n      - file: references\n")
     (folder / "index.md").write_text(INDEX)
     (folder / "two.md").write_text(CHAPTER)
-    shutil.copy(ROOT / "book" / "references.md", folder)
     subprocess.run([Path(sys.executable).with_name("jupyter-book"), "build", folder, "--builder", "singlehtml"], check=True, capture_output=True)
     pdf = runpy.run_path(ROOT / "book" / "pdf.py")
     try:

@@ -1,0 +1,72 @@
+"""Tables that the book draws from its notebooks when it is built: a page asks for one by its name in double braces."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import nbformat
+
+from attractor_lib.parameters import read_parameters
+
+RUN = ["date", "seconds", "device", "cores", "threads", "python", "torch"]
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def parameter_tables(folder: Path) -> str:
+    """For every chapter its parameters: name, default, meaning, unit, range."""
+    parts = []
+    for path in sorted(folder.glob("[0-9]*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        title = cells[0].source.splitlines()[0].removeprefix("# ")
+        source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+        rows = [[f"`{p.name}`", f"`{p.default!r}`", p.meaning.replace("|", r"\|"), p.unit, p.allowed.replace("*", r"\*")]
+                for p in read_parameters(source).values()]
+        parts.append(f"## {title}\n\nIn [](notebooks/{path.name}).\n\n{table(['parameter', 'default', 'meaning', 'unit', 'range'], rows)}\n")
+    return "\n".join(parts)
+
+
+def execution_status(folder: Path) -> str:
+    """For every chapter when it was executed, how long that took, on what; what a notebook does not say is left empty."""
+    rows = []
+    for path in sorted(folder.glob("[0-9]*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+        times = [datetime.fromisoformat(time) for cell in cells for time in cell.metadata.get("execution", {}).values()]
+        run = {"python": notebook.metadata.language_info.version, **notebook.metadata.get("provenance", {})}
+        run = {"date": f"{min(times):%Y-%m-%d}", "seconds": (max(times) - min(times)).total_seconds(), **run}
+        rows.append([f"[](notebooks/{path.name})", len(cells), *shown(run)])
+    return table(["chapter", "code cells", *RUN], rows)
+
+
+def stored_results(folder: Path) -> str:
+    """The same of every long run whose results are stored."""
+    rows = []
+    for file in sorted((folder / "results").glob("*/*.json")):
+        run = json.loads(file.read_text())["provenance"]
+        rows.append([file.parent.name.replace("_", " "), file.stem, *shown(run)])
+    return table(["of", "run", *RUN], rows)
+
+
+def shown(run: dict) -> list:
+    run = {**run, "seconds": round(run["seconds"]), "date": run["date"].replace("-", "\u2011")}  # a hyphen where no line breaks
+    return [run.get(name, "") for name in RUN]
+
+
+TABLES = {"{{ parameter_tables }}": parameter_tables, "{{ execution_status }}": execution_status, "{{ stored_results }}": stored_results}
+
+
+def fill(app, page: str, source: list[str]) -> None:
+    folder = Path(app.srcdir) / "notebooks"
+    for mark, draw in TABLES.items():
+        if mark in source[0]:
+            source[0] = source[0].replace(mark, draw(folder))
+            for path in [*folder.glob("*.ipynb"), *folder.glob("results/*/*.json")]:
+                app.env.note_dependency(str(path))
+
+
+def setup(app) -> dict:
+    app.connect("source-read", fill)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,144 @@
+"""Sweeps over a tiny notebook: restarts, failures, a worker that is killed, the table."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import sweep  # noqa: E402
+
+PARAMETERS = """\
+beta = 1.0  # inverse temperature; > 0
+seed = 0  # of nothing; at least 0
+seconds = 0.0  # that a point takes; at least 0
+folder = ""  # of this test; any text
+results_file = ""  # JSON file, none if empty; any text"""
+WORK = """\
+import json, os, pathlib, time
+folder = pathlib.Path(folder)
+with open(folder / "runs", "a") as file:
+    file.write(f"{beta} {seed}\\n")
+time.sleep(seconds)
+assert not ((folder / "broken").exists() and beta == 5 and seed == 1), "broken"
+rows = [{"kind": kind, "k": k, "error": beta * k + seed} for kind in "ab" for k in (1, 4)]"""
+SAVE = """\
+if results_file:
+    record = {"provenance": {"seconds": 0.1, "threads": os.environ["OMP_NUM_THREADS"]}, "rows": rows}
+    pathlib.Path(results_file).write_text(json.dumps(record))"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(WORK),
+             new_code_cell(SAVE, metadata={"tags": ["save-results"]}), new_code_cell("raise ValueError('not to be run')")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "toy.ipynb")
+    return tmp_path / "toy.ipynb"
+
+
+def command(notebook, *more):
+    return [sys.executable, str(ROOT / "notebooks" / "sweep.py"), str(notebook), "--output", str(notebook.parent / "out"),
+            "-p", "folder", str(notebook.parent), *map(str, more)]
+
+
+def runs(notebook):
+    return sorted((notebook.parent / "runs").read_text().splitlines())
+
+
+GRID = ["--grid", "beta", 1, 5, "--grid", "seed", 0, 1]
+
+
+def test_failed_points_are_reported_and_tried_again_finished_ones_are_not_and_all_become_one_table(toy):
+    (toy.parent / "broken").touch()
+    done = subprocess.run(command(toy, *GRID, "--jobs", 1), capture_output=True, text=True)
+    assert done.returncode == 1 and "error: failed: beta=5 seed=1." in done.stderr and "FAILED, AssertionError: broken" in done.stdout
+    assert "4 of 4 points to do" in done.stdout and "[4 of 4]" in done.stdout and "left" in done.stdout
+    assert len(pd.read_csv(toy.parent / "out" / "results.csv")) == 3 * 4
+    (toy.parent / "broken").unlink()
+    done = subprocess.run(command(toy, *GRID, "--jobs", 1, "--where", "k", 4), capture_output=True, text=True)
+    assert done.returncode == 0 and "1 of 4 points to do" in done.stdout, done.stderr
+    assert runs(toy) == ["1 0", "1 1", "5 0", "5 1", "5 1"]
+    table = pd.read_csv(toy.parent / "out" / "results.csv").set_index(["beta", "seed", "kind", "k"])["error"]
+    assert table.size == 16 and table[5, 1, "a", 4] == 21 and table[1, 0, "b", 1] == 1
+    assert (toy.parent / "out" / "figure.png").stat().st_size > 5000
+    assert not list((toy.parent / "out" / "points").glob("*.partial"))
+
+
+def test_a_killed_worker_loses_nothing(toy):
+    process = subprocess.Popen(command(toy, *GRID, "-p", "seconds", 3, "--jobs", 2), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while process.poll() is None and (not (toy.parent / "runs").exists() or len(runs(toy)) < 2):
+        time.sleep(0.1)
+    workers = [p for p in psutil.Process(process.pid).children() if any("ipykernel_launcher" in k.cmdline() for k in p.children())]
+    workers[0].kill()
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert len(runs(toy)) == 5 and sorted(set(runs(toy))) == ["1 0", "1 1", "5 0", "5 1"]
+    assert len(pd.read_csv(toy.parent / "out" / "results.csv")) == 16
+
+
+def swept(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [str(a) for a in arguments])
+    sweep.main()
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--grid", "beta", 1, 2, -1], r"beta \(inverse temperature\) must be > 0, got -1"),
+    (["--grid", "gamma", 1], "toy has no parameter 'gamma'"),
+    (["--grid", "beta", 1, "--grid", "beta", 2], "each parameter must be named once"),
+    (["--grid", "folder", "a"], "each parameter must be named once"),
+    (["--grid", "results_file", "a"], "results_file is set by the sweep"),
+    (["--grid", "beta", 1, "--output", ROOT / "notebooks"], "must not lie among the committed notebooks")])
+def test_everything_is_checked_before_any_work(toy, monkeypatch, more, message):
+    with pytest.raises(SystemExit, match=message):
+        swept(monkeypatch, *command(toy, *more)[1:])
+    assert not (toy.parent / "runs").exists() and not (toy.parent / "out").exists()
+
+
+def test_a_notebook_without_results_is_refused(toy, monkeypatch):
+    notebook = nbformat.read(toy, as_version=4)
+    del notebook.cells[2:]
+    nbformat.write(notebook, toy)
+    with pytest.raises(SystemExit, match="toy has no results to gather: it has no cell tagged save-results and prints no findings"):
+        swept(monkeypatch, *command(toy, "--grid", "beta", 1)[1:])
+
+
+def test_a_point_is_another_one_if_anything_that_it_depends_on_has_changed(toy, tmp_path, monkeypatch):
+    first = sweep.digest(toy, {"beta": 1})
+    assert first == sweep.digest(toy, {"beta": 1}) != sweep.digest(toy, {"beta": 2})
+    notebook = nbformat.read(toy, as_version=4)
+    notebook.cells[-1].source = "below the cell that saves"
+    nbformat.write(notebook, toy)
+    assert sweep.digest(toy, {"beta": 1}) == first
+    notebook.cells[1].source += "  # changed"
+    nbformat.write(notebook, toy)
+    assert sweep.digest(toy, {"beta": 1}) != first
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)  # another library
+    assert sweep.digest(toy, {"beta": 1}) != first
+
+
+def test_statements_that_a_notebook_prints_are_results_too(tmp_path):
+    cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(
+        "from attractor_lib.results import finding\nfinding('a: beta above 2', beta > 2)\nprint('x: True or so')\nfinding('b', True)")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "toy.ipynb")
+    record = sweep.run_point(sweep.relevant_part(tmp_path / "toy.ipynb"), {"beta": 3.0}, 1, str(tmp_path))
+    assert record["rows"] == [{"statement": "a: beta above 2", "holds": True}, {"statement": "b", "holds": True}]
+    assert record["provenance"]["parameters"] == {"beta": 3.0} and record["provenance"]["torch"]
+
+
+def test_statements_are_drawn_as_shares_and_measurements_as_lines():
+    frame = pd.DataFrame([{"beta": b, "seed": s, "statement": t, "holds": b > s} for b in (1, 2) for s in (0, 1) for t in "xy"])
+    ax, = sweep.draw(frame, {"seed": [0, 1], "beta": [1, 2]}, None).axes
+    assert [float(t.get_text()) for t in ax.texts] == [0.5, 1, 0.5, 1] and ax.get_xlabel() == "beta"
+    frame = pd.DataFrame([{"beta": b, "seed": s, "kind": t, "error": b + s / 2} for b in (1, 2) for s in (0, 1) for t in "xy"])
+    ax, = sweep.draw(frame, {"beta": [1, 2], "seed": [0, 1]}, None).axes
+    assert ax.lines[0].get_ydata().tolist() == [1.25, 2.25] and ax.get_ylabel() == "error"
+    with pytest.raises(ValueError, match="--show must be one of beta, seed, kind, error, got 'nothing'"):
+        sweep.draw(frame, {"beta": [1, 2]}, "nothing")
