@@ -210,6 +210,21 @@ def test_play_is_slow_where_motion_is_to_be_reduced(page):
     assert shown(page)["t"] == "1"
 
 
+def test_works_when_it_is_put_into_the_page_later_as_a_notebook_does(page):
+    page.evaluate("""html => {
+        const host = document.body.appendChild(document.createElement("div"));
+        host.innerHTML = html;
+        for (const dead of host.querySelectorAll("script")) {  // scripts in innerHTML do not run: made anew
+            const script = document.createElement("script");
+            for (const {name, value} of dead.attributes) script.setAttribute(name, value);
+            script.textContent = dead.textContent;
+            dead.replaceWith(script);
+        }
+    }""", figure("worked-late")._repr_html_())
+    page.locator("#worked-late").get_by_role("button", name="Step").click()
+    assert shown(page, "worked-late")["t"] == "1" and shown(page)["t"] == "0"
+
+
 def test_fits_a_phone_and_prints_without_controls(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     controls = page.locator("#worked-test .worked-controls")
