@@ -71,6 +71,22 @@ def test_every_figure_has_a_name_a_caption_and_an_alternative_text(notebook):
             assert len(options["figure"].get("caption", "")) > 40 and len(options.get("image", {}).get("alt", "")) > 40
 
 
+def test_every_worked_figure_has_a_name_a_caption_and_an_alternative_text_and_says_in_text_what_it_is(notebook):
+    names = []
+    for cell in code_cells(notebook):
+        for html in (o.data["text/html"] for o in cell.outputs if "text/html" in o.get("data", {})):
+            if 'class="dataframe"' in html:
+                continue
+            name, alt = re.search(r'<figure class="worked[^"]*" id="(worked-[\w-]+)" role="group" aria-label="([^"]*)"', html).groups()
+            names.append(name)
+            caption = re.search(r"<figcaption>(.*)</figcaption>", html).group(1)
+            assert len(caption) > 40 and len(alt) > 40 and len(html) < 500_000, name
+            assert not cell.metadata.get("mystnb") and {"hide-input", "nbval-ignore-output"} <= set(cell.metadata.tags), name
+            compared = (text for other in code_cells(notebook) for text in texts(other))
+            assert any(text.startswith(f"WorkedFigure {name}\n") for text in compared), f"no check cell prints {name}"
+    assert len(names) == len(set(names))
+
+
 def test_every_chapter_prints_checks_that_are_compared(notebook):
     assert sum("True" in text or "False" in text for cell in code_cells(notebook) for text in texts(cell)) >= 2
 
