@@ -12,7 +12,6 @@ import seaborn as sns
 from jinja2 import Environment
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
 from PIL import Image
 
 from attractor_lib.plots import COLOURS
@@ -44,8 +43,8 @@ class WorkedFigure:
     name: str
     controls: Mapping[str, Sequence]
     along: str
-    images: Mapping[str, ArrayLike]
-    curves: Mapping[str, ArrayLike]
+    images: Mapping[str, np.ndarray]
+    curves: Mapping[str, np.ndarray]
     ylabel: str
     caption: str
     alt: str
@@ -103,7 +102,7 @@ def text(value) -> str:
     return value if isinstance(value, str) else f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
-def scale(values: ArrayLike, low: float, high: float, widen: bool = False):
+def scale(values: np.ndarray, low: float, high: float, widen: bool = False):
     """The map from values to places between low and high, and the ticks as (place, text); widen: out to whole ticks."""
     least, most = float(np.min(values)), float(np.max(values))
     ticks = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(least, most)
