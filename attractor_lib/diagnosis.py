@@ -157,7 +157,7 @@ def overlapping_basins(update: Callable[[Tensor], Tensor], examples: Tensor, cor
                        n_starts: int = 4, same: float = 0.99, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Whether basins overlap, judged by the last states of runs from each example and from n_starts starts near it.
 
-    merged (n,): how many *other* examples' runs end in the same state, an overlap of at least `same`.
+    merged (n,): how many runs of other examples end in the same state, an overlap of at least `same`.
     split (n,): how many of the starts near the example end in another state than the example itself does.
     A run that is not at rest ends where it is at that time: read both numbers beside `diagnose`.
 

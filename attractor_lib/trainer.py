@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,8 @@ def _load(path: Path, run: dict, parts: dict, generator: torch.Generator) -> lis
         there = saved["run"]
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error!r}); remove it to start afresh") from error
-    differing = [f"{key}: {there.get(key)!r} there, {run[key]!r} here" for key in run if there.get(key) != run[key]]
+    differing = [f"{key}: {shorten(repr(there.get(key)), 100)} there, {shorten(repr(run[key]), 100)} here"
+                 for key in run if there.get(key) != run[key]]
     if differing:
         raise ValueError(f"{path} belongs to another run ({'; '.join(differing)}); use another file or remove it")
     for name, part in parts.items():

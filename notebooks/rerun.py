@@ -73,11 +73,17 @@ def refuse_committed(folder: Path) -> None:
 
 
 def execute(chapter: Path, output: Path, parameters: dict) -> None:
-    """Run a chapter into `output`, cell by cell with progress, from the folder of the notebooks; it says how it was made."""
+    """Run a chapter into `output`, cell by cell with progress, from the folder of the notebooks; it says how it was made.
+
+    What was run before an error or an interruption stays in a file beside it that ends in -unfinished.
+    """
+    if output.suffix != ".ipynb":
+        raise ValueError(f"output must be a notebook, *.ipynb, got {output}")
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     print(f"== {chapter.stem} {parameters or '(default parameters)'}", flush=True)
-    notebook = papermill.execute_notebook(str(chapter), str(output), parameters, cwd=str(HERE), kernel_name="python3",
+    partial = output.with_name(f"{output.stem}-unfinished.ipynb")
+    notebook = papermill.execute_notebook(str(chapter), str(partial), parameters, cwd=str(HERE), kernel_name="python3",
                                           stdout_file=sys.stdout, stderr_file=sys.stderr)
     run = stamp(notebook, parameters_of(chapter), parameters, time.perf_counter() - began)
     given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items()) or "all"
@@ -85,6 +91,7 @@ def execute(chapter: Path, output: Path, parameters: dict) -> None:
         f"**This run.** Parameters: {given}{', the others' * bool(parameters)} as committed. "
         f"{', '.join(f'{name} {value}' for name, value in run.items())}."))
     nbformat.write(notebook, output)
+    partial.unlink()
     print(f"== {chapter.stem}: {run['seconds']:.0f} s, written to {output}", flush=True)
 
 
@@ -98,6 +105,8 @@ def stamp(notebook, known: dict[str, Parameter], given: dict, seconds: float) ->
 def build_book(folder: Path) -> None:
     """Build the book from the notebooks in folder/notebooks and the pages of this repository."""
     book = folder / "book"
+    if not (folder / "notebooks").is_dir():
+        raise ValueError(f"expected executed notebooks in {folder / 'notebooks'}; there is no such folder")
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(ROOT / "book", book, ignore=shutil.ignore_patterns("_build", "notebooks"))  # links become files
     shutil.copytree(folder / "notebooks", book / "notebooks")
@@ -142,6 +151,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except PapermillExecutionError as error:
         sys.exit(f"error: {error.ename} in cell {error.exec_count}: {error.evalue}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the cells that were run are in the file that ends in -unfinished.ipynb")
 
 
 if __name__ == "__main__":

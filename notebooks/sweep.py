@@ -177,8 +177,12 @@ def main() -> None:
         refuse_committed(folder)
         fixed = {name: yaml.safe_load(value) for name, value in arguments.parameter}
         grid = {name: [yaml.safe_load(value) for value in values] for name, *values in arguments.grid}
-        if len(grid) < len(arguments.grid) or set(grid) & set(fixed) or "results_file" in {*grid, *fixed} or not all(grid.values()):
-            raise ValueError("each parameter must be named once, with values; results_file is set by the sweep")
+        if len(grid) < len(arguments.grid) or set(grid) & set(fixed) or not all(grid.values()):
+            raise ValueError("each parameter must be named once, with at least one value")
+        if "results_file" in {*grid, *fixed}:
+            raise ValueError("results_file is set by the sweep")
+        if arguments.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
         points = []
         for values in itertools.product(*grid.values()):
             parameters = {**fixed, **dict(zip(grid, values))}
@@ -192,6 +196,8 @@ def main() -> None:
         if len(frame):
             frame.to_csv(folder / "results.csv", index=False)
             for column, value in arguments.where:
+                if column not in frame:
+                    raise ValueError(f"--where must name one of {', '.join(frame)}, got {column!r}; the table is in {folder}/results.csv")
                 frame = frame[frame[column] == yaml.safe_load(value)]
             draw(frame.drop(columns=[*fixed]), grid, arguments.show).savefig(folder / "figure.png", dpi=150, bbox_inches="tight")
             print(f"== {len(points) - len(failed)} of {len(points)} points in {folder}/results.csv and figure.png")
