@@ -16,8 +16,10 @@ help:
 	@echo "make reproduce  set up, execute every chapter afresh (about half an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
 	@echo "make compare    set up, execute the chapters on DEVICE (default: cuda), and compare with the committed ones"
+	@echo "make site       the book and the PDF as they are published; make browser fetches a Chromium for it"
 	@echo "make links      set up, then try every link of the book, the outside ones too"
 	@echo "make bench      set up, then every comparison of speed and cost, about a quarter of an hour (quick: PROFILE=quick)"
+	@echo "make clean      remove what was built; the environment stays"
 
 # The stamp is touched last: an interrupted set-up is taken up again.
 $(VENV)/.complete: pyproject.toml constraints.txt
