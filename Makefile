@@ -35,7 +35,6 @@ book: $(VENV)/.complete
 	@echo "== the book is at $(HTML)"
 
 pdf: $(VENV)/.complete
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pdf]'
 	@echo "== all pages as one, then printed"
 	$(BIN)/jupyter-book build book --builder singlehtml -W --keep-going
 	$(BIN)/python book/pdf.py
@@ -49,7 +48,6 @@ links: $(VENV)/.complete
 	$(BIN)/jupyter-book build book --builder linkcheck
 
 browser: $(VENV)/.complete
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pdf]'
 	$(BIN)/playwright install --with-deps chromium
 
 test: $(VENV)/.complete

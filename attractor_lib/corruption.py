@@ -42,6 +42,8 @@ class HideTokens:
             raise ValueError(f"least must be between 1 and n_hidden = {self.n_hidden}, got {self.least}")
 
     def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if tokens.shape[1:] != self.fill.shape:
+            raise ValueError(f"tokens must be (batch, {', '.join(map(str, self.fill.shape))}) as fill is, got {tuple(tokens.shape)}")
         order = torch.rand(tokens.shape[:2], generator=generator, device=tokens.device).argsort(-1)
         hidden = self.n_hidden
         if self.least is not None:

@@ -45,6 +45,8 @@ class PatchEmbedding:
     def encode(self, images: Tensor) -> Tensor:
         """Images (batch, height, width) with values in [0, 1] to tokens (batch, N, d)."""
         size = self.image_size
+        if not isinstance(images, Tensor):
+            raise ValueError(f"images must be a torch.Tensor, got {type(images).__name__}: torch.as_tensor makes one of an array")
         if images.ndim != 3 or images.shape[1:] != (size, size):
             raise ValueError(f"images must have shape (batch, {size}, {size}), got {tuple(images.shape)}")
         if not images.is_floating_point():

@@ -34,7 +34,7 @@ class WorkedFigure:
         along: the label of the control that is the horizontal axis; its values are rising numbers.
         images: label -> (*controls, height, width), values in [0, 1]; at least one image.
         curves: label -> (*controls), one to four; three decimals are kept. Labels in `plots.COLOURS` have their colour.
-        ylabel, caption, alt: of the curves' axis; below the figure; what it shows, for those who do not see it. Plain text.
+        ylabel, alt: of the curves' axis; what the figure shows, for those who do not see it. Plain text.
         start: label -> position at which a control stands first; 0 if not given.
     An axis of size 1 stands for a control on which an array does not depend.
     Raises ValueError for arrays of another shape, NaN, images outside [0, 1], or a name that is no control's.
@@ -46,7 +46,6 @@ class WorkedFigure:
     images: Mapping[str, np.ndarray]
     curves: Mapping[str, np.ndarray]
     ylabel: str
-    caption: str
     alt: str
     start: Mapping[str, int] = field(default_factory=dict)
 
@@ -92,7 +91,7 @@ class WorkedFigure:
                 "images": [{k: i[k] for k in ("shape", "columns", "width", "height")} for i in images],
                 "curves": [{k: line[k] for k in ("shape", "values")} for line in lines]}
         template = Environment(autoescape=True).from_string(files("attractor_lib").joinpath("interactive.html").read_text())
-        return template.render(name=self.name, alt=self.alt, caption=self.caption, ylabel=self.ylabel, along=self.along,
+        return template.render(name=self.name, alt=self.alt, ylabel=self.ylabel, along=self.along,
                                left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM, xticks=xticks, yticks=yticks, now=along[at[axis]],
                                controls=controls, images=images, curves=lines, data=data)
 

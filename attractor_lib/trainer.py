@@ -79,9 +79,11 @@ def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, confi
         where an uninterrupted run on the same machine would have. It must come from the same model, rule, corruption,
         number of examples and configuration.
     report: called with one line an epoch; None for silence. A terminal also gets a bar within the epoch.
-    Raises ValueError for fewer examples than a batch, an unknown name in `frozen`, or a checkpoint that is damaged or
-    belongs to another configuration; FloatingPointError if the loss is no longer finite.
+    Raises ValueError for tokens of another shape, fewer examples than a batch, an unknown name in `frozen`, a rule that
+    leaves out a parameter, or a checkpoint that is damaged or belongs to another configuration; FloatingPointError if the loss is no longer finite.
     """
+    if tokens.ndim != 3:
+        raise ValueError(f"tokens must have shape (n, N, d), got {tuple(tokens.shape)}; PatchEmbedding.encode makes them of images")
     steps = len(tokens) // config.batch_size
     if steps == 0:
         raise ValueError(f"tokens must hold at least one batch of {config.batch_size} examples, got {len(tokens)}")
@@ -104,6 +106,9 @@ def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, confi
             target = tokens[batch]
             state, sites = corrupt(target, generator)
             loss, gradients = rule(model, state, target, sites)
+            if missing := set(trained) - set(gradients):
+                raise ValueError(f"rule must return a gradient for every parameter that is trained; {sorted(missing)} are "
+                                 "missing: name them in frozen to leave them as they are")
             for name, p in trained.items():
                 p.grad = gradients[name].contiguous()
             optimizer.step()

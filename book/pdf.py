@@ -1,7 +1,6 @@
 """The whole book as one PDF: the page of the builder `singlehtml`, printed by a headless Chromium. Run by `make pdf`.
 
 The folded code of the figures is left out; all other code, outputs, figures and tables are in, folded answers unfolded.
-The browser is the one that $CHROMIUM names, else `chromium` or `google-chrome` of this machine, else playwright's own.
 """
 
 import logging
@@ -10,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Browser, Error, Playwright, sync_playwright
 from pypdf import PdfReader, PdfWriter
 
 logging.getLogger("pypdf").setLevel(logging.ERROR)  # it counts objects otherwise than Chromium
@@ -81,26 +80,29 @@ PREPARE = """async () => {
 NUMBER = """pages => document.querySelectorAll("#jb-print-toc a").forEach(a => { a.dataset.page = pages[a.hash.slice(1)]; })"""
 
 
-def print_book(page: Path, target: Path) -> int:
+def open_browser(playwright: Playwright) -> Browser:
+    """The browser that $CHROMIUM names, else one of this machine, else playwright's own; playwright's Error if there is none."""
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return playwright.chromium.launch(executable_path=program)
+
+
+def print_book(browser: Browser, page: Path, target: Path) -> int:
     """Print the page twice, the second time with the page numbers of the first in its contents; returns their number."""
-    own = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     styled = page.with_name("print.html")
     styled.write_text(page.read_text().replace("</head>", f"<style>{STYLE}</style></head>", 1))  # before formulas are set
     target.parent.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=own)
-        view = browser.new_page(viewport={"width": 665, "height": 1000})  # A4 less the margins
-        view.set_default_timeout(600_000)  # milliseconds, for a busy machine
-        view.emulate_media(media="print")
-        view.goto(styled.as_uri())
-        headings = view.evaluate(PREPARE)
-        for _ in range(2):
-            view.pdf(path=target, prefer_css_page_size=True, print_background=True)
-            written = PdfReader(target)
-            pages = {name.lstrip("/"): written.get_destination_page_number(place)
-                     for name, place in written.named_destinations.items()}
-            view.evaluate(NUMBER, {name: number + 1 for name, number in pages.items()})
-        browser.close()
+    view = browser.new_page(viewport={"width": 665, "height": 1000})  # A4 less the margins
+    view.set_default_timeout(600_000)  # milliseconds, for a busy machine
+    view.emulate_media(media="print")
+    view.goto(styled.as_uri())
+    headings = view.evaluate(PREPARE)
+    for _ in range(2):
+        view.pdf(path=target, prefer_css_page_size=True, print_background=True)
+        written = PdfReader(target)
+        pages = {name.lstrip("/"): written.get_destination_page_number(place)
+                 for name, place in written.named_destinations.items()}
+        view.evaluate(NUMBER, {name: number + 1 for name, number in pages.items()})
+    view.close()
     book = PdfWriter(clone_from=written)
     for title, level, name in headings:
         above = book.add_outline_item(title=title, page_number=pages[name], parent=above if level else None)
@@ -109,7 +111,9 @@ def print_book(page: Path, target: Path) -> int:
 
 
 if __name__ == "__main__":
+    target = BUILD / "pdf" / "book.pdf"
     try:
-        print(f"{print_book(BUILD / 'singlehtml' / 'index.html', BUILD / 'pdf' / 'book.pdf')} pages in {BUILD / 'pdf' / 'book.pdf'}")
+        with sync_playwright() as playwright:
+            print(f"{print_book(open_browser(playwright), BUILD / 'singlehtml' / 'index.html', target)} pages in {target}")
     except Error as error:
         sys.exit(f"error: {error}")

@@ -6,6 +6,7 @@
 
 import argparse
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,8 @@ def put_alone(notebook) -> None:
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     own = re.sub(r"\Atry:\n    import attractor_lib\nexcept .*\n(    .*\n)+\n*", "", first.source)
     first.source = f"{alone()}\n{own}"
+    if "hide-input" not in (tags := first.metadata.setdefault("tags", [])):
+        tags.append("hide-input")  # imports, folded on the page
 
 
 def execute(path: Path) -> None:
@@ -49,7 +52,7 @@ def execute(path: Path) -> None:
     began = time.perf_counter()
     with tqdm(total=sum(cell.cell_type == "code" for cell in notebook.cells), desc=path.stem, unit="cell") as bar:
         NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
-                       on_cell_complete=lambda **_: bar.update()).execute()
+                       on_cell_complete=lambda **_: bar.update()).execute(stderr=subprocess.DEVNULL)
     run = stamp(notebook, parameters_of(path), {}, time.perf_counter() - began)
     write_whole(path, nbformat.writes(notebook) + "\n")
     print(f"== {path.stem}: {', '.join(f'{name} {value}' for name, value in run.items())}", flush=True)

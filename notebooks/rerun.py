@@ -27,10 +27,10 @@ CHAPTERS = sorted(HERE.glob("[0-9]*.ipynb"))
 
 
 def find_chapter(name: str) -> Path:
-    """The chapter whose file name begins with `name`, or any notebook by its path."""
+    """The chapter of this number, or whose file name begins with `name`, or any notebook by its path."""
     if name.endswith(".ipynb") and Path(name).is_file():
         return Path(name).resolve()
-    matches = [chapter for chapter in CHAPTERS if chapter.stem.startswith(Path(name).stem)]
+    matches = [chapter for chapter in CHAPTERS if chapter.stem.startswith(Path(name).stem.zfill(2))]
     if len(matches) != 1:
         raise ValueError(f"chapter must be the beginning of one of {', '.join(c.stem for c in CHAPTERS)}, got {name!r}")
     return matches[0]
@@ -116,7 +116,7 @@ def build_book(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python notebooks/rerun.py", description="Re-run chapters of the book with "
                                      "other parameters. The committed notebooks are never touched.")
-    parser.add_argument("chapter", nargs="?", help="the beginning of a chapter's name, for example 04")
+    parser.add_argument("chapter", nargs="?", help="a chapter's number, or the beginning of its name")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                         help="a parameter and its value, as YAML; repeat for more")
     parser.add_argument("-o", "--output", type=Path, help="the executed notebook (default: _runs/CHAPTER-PARAMETERS.ipynb)")

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from pdf import open_browser
+from playwright.sync_api import Error, sync_playwright
 from torch.nn import functional as F
 
 from attractor_lib.model import AttractorNetwork
@@ -31,3 +33,16 @@ def network(request):
 @pytest.fixture
 def x():
     return random_states(BATCH, N, D)
+
+
+@pytest.fixture(scope="module")  # not the session: while playwright runs, notebooks would be executed within its event loop
+def browser():
+    with sync_playwright() as playwright:
+        try:
+            browser = open_browser(playwright)
+        except Error as error:
+            if "Executable doesn't exist" in str(error):
+                pytest.skip("no Chromium on this machine: `make browser` fetches one")
+            raise
+        yield browser
+        browser.close()

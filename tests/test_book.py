@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TAGS = {"parameters", "hide-input", "nbval-ignore-output", "save-results"}
+TAGS = {"parameters", "hide-input", "remove-cell", "nbval-ignore-output", "save-results"}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -77,11 +77,11 @@ def test_every_worked_figure_has_a_name_a_caption_and_an_alternative_text_and_sa
         for html in (o.data["text/html"] for o in cell.outputs if "text/html" in o.get("data", {})):
             if 'class="dataframe"' in html:
                 continue
-            name, alt = re.search(r'<figure class="worked[^"]*" id="(worked-[\w-]+)" role="group" aria-label="([^"]*)"', html).groups()
+            name, alt = re.search(r'<div class="worked[^"]*" id="(worked-[\w-]+)" role="group" aria-label="([^"]*)"', html).groups()
             names.append(name)
-            caption = re.search(r"<figcaption>(.*)</figcaption>", html).group(1)
-            assert len(caption) > 40 and len(alt) > 40 and len(html) < 500_000, name
-            assert not cell.metadata.get("mystnb") and {"hide-input", "nbval-ignore-output"} <= set(cell.metadata.tags), name
+            label, caption = (cell.metadata["mystnb"]["figure"][key] for key in ("name", "caption"))
+            assert label == f"fig-{name}" and len(caption) > 40 and len(alt) > 40 and len(html) < 500_000, name
+            assert {"hide-input", "nbval-ignore-output"} <= set(cell.metadata.tags), name
             compared = (text for other in code_cells(notebook) for text in texts(other))
             assert any(text.startswith(f"WorkedFigure {name}\n") for text in compared), f"no check cell prints {name}"
     assert len(names) == len(set(names))

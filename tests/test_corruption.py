@@ -81,6 +81,7 @@ def test_a_rotation_turns_every_token_by_its_angle_in_a_direction_of_its_own(ang
     (lambda: HideTokens(0, torch.ones(5, 11)), "n_hidden must be between 1 and the number of sites 5, got 0"),
     (lambda: HideTokens(6, torch.ones(5, 11)), "got 6"),
     (lambda: HideTokens(3, torch.ones(5, 11), least=4), "least must be between 1 and n_hidden = 3, got 4"),
+    (lambda: HideTokens(3, torch.ones(5, 11))(torch.ones(2, 4, 11), generator()), r"tokens must be \(batch, 5, 11\) as fill is, got \(2, 4, 11\)"),
     (lambda: AddNoise(0.5, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high, got low=0.5, high=0.1"),
     (lambda: AddNoise(-0.1, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
     (lambda: AddNoise(float("nan"), 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),

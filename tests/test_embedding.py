@@ -83,6 +83,7 @@ def test_refuses_to_decode_nan():
     (lambda x: x[:, :11], r"got \(3, 11, 12\)"),
     (lambda x: x * 255, r"values in \[0, 1\], got \[0, 255\]"),
     (lambda x: x.log() * 0 + float("nan"), r"values in \[0, 1\]"),
+    (lambda x: x.numpy(), "images must be a torch.Tensor, got ndarray"),
     (lambda x: (x * 255).to(torch.uint8), "got torch.uint8: divide 8-bit values by 255"),
 ])
 def test_refuses_what_is_no_image(images, spoil, message):

@@ -8,16 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chapters
+import commit
 import nbformat
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "book" / "_ext")]
-
-import chapters  # noqa: E402
-import commit  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -40,7 +38,7 @@ def test_every_parameter_of_every_chapter_is_in_the_tables():
 
 def test_the_status_is_that_of_the_notebooks(tmp_path):
     header, _, *rows = cells_of(chapters.execution_status(ROOT / "notebooks"))
-    assert [row[0] for row in rows] == [f"[](notebooks/{path.name})" for path in CHAPTERS]
+    assert [row[0] for row in rows] == [f"{n}. [](notebooks/{path.name})" for n, path in enumerate(CHAPTERS, 1)]
     assert all(int(row[1]) > 4 and re.fullmatch(r"20\d\d.\d\d.\d\d", row[2]) and int(row[3]) > 0 and row[7] for row in rows)
     notebook = nbformat.read(CHAPTERS[0], as_version=4)
     notebook.metadata.provenance = {"seconds": 12.6, "date": "2031-02-03", "device": "a device", "cores": 3, "threads": 2, "python": "4", "torch": "5"}

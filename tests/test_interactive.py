@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ def figure(name="worked-test", **changes):
         images={"state": (np.arange(n) / (n + 1)).reshape(3, 2, 5, 1, 1) * np.ones((HEIGHT, WIDTH)),
                 "its start": np.arange(3).reshape(3, 1, 1, 1, 1) / 2 * np.ones((HEIGHT, WIDTH))},
         curves={"overlap": 1 - np.arange(n).reshape(3, 2, 5) / 100, "null": np.full((1, 1, 1), 0.7)},
-        ylabel="m(t)", caption='What "it" shows & why.', alt='Overlap <falls> "slowly".', start={"γ": 1})
+        ylabel="m(t)", alt='Overlap <falls> "slowly".', start={"γ": 1})
     return WorkedFigure(**{**given, **changes})
 
 
@@ -53,7 +52,7 @@ def test_text_names_controls_images_and_curves_and_no_address():
 def test_html_needs_nothing_from_elsewhere_and_escapes_what_it_is_given():
     html = figure()._repr_html_()
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)|@import|url\(|fetch\(|http', html)
-    assert 'aria-label="Overlap &lt;falls&gt; &#34;slowly&#34;."' in html and "What &#34;it&#34; shows &amp; why." in html
+    assert 'aria-label="Overlap &lt;falls&gt; &#34;slowly&#34;."' in html
     assert "a <7>" not in html and data(html)["texts"][0] == STARTS
 
 
@@ -100,18 +99,6 @@ def test_scale_maps_the_ends_and_its_ticks():
 def test_refuses_what_it_cannot_show(changes, message):
     with pytest.raises(ValueError, match=message):
         figure(**changes)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

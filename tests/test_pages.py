@@ -5,7 +5,6 @@ import inspect
 import os
 import pkgutil
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
+import logo
 import matplotlib.image
+import pages
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -43,19 +44,6 @@ def parsed(html):
     """Every HTML file, parsed."""
     return {path.relative_to(html).as_posix(): BeautifulSoup(path.read_text(), "html.parser")
             for path in html.rglob("*.html") if "_static" not in path.parts}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    with api.sync_playwright() as playwright:
-        names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-        program = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
-        if not Path(program).exists():
-            pytest.skip(f"no browser: none of {', '.join(names)} on the PATH, and `playwright install chromium` has not been run")
-        browser = playwright.chromium.launch(executable_path=program)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -94,6 +82,20 @@ def test_a_page_opens_from_disk_with_its_formulas_and_fits_a_phone_and_paper(htm
                  .filter(e => Math.max(e.getBoundingClientRect().right, e.getBoundingClientRect().left + e.scrollWidth) > 719)
                  .map(e => e.outerHTML.slice(0, 200))"""
     assert page.evaluate(cut_off) == []
+
+
+def test_a_formula_wider_than_a_phone_is_made_smaller_and_what_is_still_too_wide_fades_until_its_end(html, page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto((html / "notebooks/01_local_energies.html").as_uri())
+    formula = page.locator("div.math mjx-container").first
+    page.wait_for_function("box => box.style.zoom && box.style.zoom < 1", arg=formula.element_handle())
+    assert 0.66 < float(formula.evaluate("box => box.style.zoom")) < 1
+    page.wait_for_selector("div.math mjx-container.more-to-come")
+    wide = page.locator("div.math mjx-container.more-to-come").first.element_handle()
+    wide.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    page.wait_for_function("box => !box.classList.contains('more-to-come')", arg=wide)
+    page.set_viewport_size({"width": 1600, "height": 844})
+    page.wait_for_function("box => !box.style.zoom", arg=formula.element_handle())
 
 
 def test_the_theme_button_turns_the_page_dark_and_back_and_paper_is_light(html, page):
@@ -196,18 +198,17 @@ def test_the_sitemap_lists_the_pages_of_the_book(html):
     assert set(re.findall("<loc>(.*?)</loc>", (html / "sitemap.xml").read_text())) == {f"{SITE}{name}.html" for name in PAGES}
 
 
-def test_a_machine_without_git_builds_pages_without_dates(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+def test_a_machine_without_git_builds_pages_without_dates():
     env = SimpleNamespace(git_last_updated={"dated": ("1700000000", True), "undated": None})
-    importlib.import_module("pages").allow_no_dates(None, env)
+    pages.allow_no_dates(None, env)
     assert env.git_last_updated == {"dated": ("1700000000", True), "undated": (None, True)}
 
 
-def test_all_addresses_follow_from_that_of_the_repository(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+def test_all_addresses_follow_from_that_of_the_repository():
     config = SimpleNamespace(html_theme_options={"repository_url": "https://github.com/someone/fork/"})
-    importlib.import_module("pages").derive_addresses(None, config)
+    pages.derive_addresses(None, config)
     assert config.html_baseurl == config.ogp_site_url == "https://someone.github.io/fork/" and config.notfound_urls_prefix == "/fork/"
+    assert "https://someone.github.io/fork/book.pdf" in config.html_theme_options["extra_footer"]
 
 
 def test_the_library_page_has_every_public_name_in_the_order_of_the_readme(parsed):
@@ -233,7 +234,7 @@ def test_equations_of_docstrings_keep_their_line_breaks(parsed):
 
 
 def test_the_logo_is_what_the_code_draws(tmp_path):
-    runpy.run_path(ROOT / "book" / "logo.py")["write"](tmp_path)
+    logo.write(tmp_path)
     static = ROOT / "book" / "_static"
     assert (tmp_path / "logo.svg").read_text() == (static / "logo.svg").read_text()
     assert (matplotlib.image.imread(tmp_path / "logo.png") == matplotlib.image.imread(static / "logo.png")).all()

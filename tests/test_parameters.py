@@ -13,7 +13,6 @@ from attractor_lib.parameters import check_values, read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-sys.path.insert(0, str(ROOT / "notebooks"))
 
 CELL = """\
 beta = 2.0  # inverse temperature; > 0

@@ -1,15 +1,14 @@
 """A small book as PDF: page numbers, formulas, links between pages, folded code and answers, wide tables."""
 
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pdf import print_book
+from pypdf import PdfReader
 
-pytest.importorskip("playwright", reason="the extra `pdf` is not installed")
-PdfReader = pytest.importorskip("pypdf", reason="the extra `pdf` is not installed").PdfReader
 ROOT = Path(__file__).resolve().parents[1]
 
 CONFIG = """title: A book
@@ -49,7 +48,7 @@ Last words.
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory):
+def book(browser, tmp_path_factory):
     """The printed book's reader, and the text of each page."""
     folder = tmp_path_factory.mktemp("book")
     for name in ("references.bib", "references.md", "_static/book.css"):
@@ -60,13 +59,7 @@ def book(tmp_path_factory):
     (folder / "index.md").write_text(INDEX)
     (folder / "two.md").write_text(CHAPTER)
     subprocess.run([Path(sys.executable).with_name("jupyter-book"), "build", folder, "--builder", "singlehtml"], check=True, capture_output=True)
-    pdf = runpy.run_path(ROOT / "book" / "pdf.py")
-    try:
-        pdf["print_book"](folder / "_build" / "singlehtml" / "index.html", folder / "book.pdf")
-    except pdf["Error"] as error:
-        if "Executable doesn't exist" in str(error):
-            pytest.skip("no Chromium on this machine")
-        raise
+    print_book(browser, folder / "_build" / "singlehtml" / "index.html", folder / "book.pdf")
     reader = PdfReader(folder / "book.pdf")
     return reader, [page.extract_text() for page in reader.pages]
 

@@ -9,12 +9,10 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+import sweep
 from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "notebooks"))
-
-import sweep  # noqa: E402
 
 PARAMETERS = """\
 beta = 1.0  # inverse temperature; > 0

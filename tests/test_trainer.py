@@ -193,7 +193,11 @@ def test_refuses_a_bad_configuration(make, message):
         make()
 
 
-def test_refuses_too_few_examples_and_unknown_parameters(tokens):
+def test_refuses_too_few_examples_other_shapes_and_unknown_parameters(tokens):
+    with pytest.raises(ValueError, match=r"tokens must have shape \(n, N, d\), got \(320, 5\)"):
+        train(network(), prediction_rule, tokens[..., 0], hide(tokens), CONFIG)
+    with pytest.raises(ValueError, match=r"every parameter that is trained; \['bias'\] are missing"):
+        train(network(), lambda *given: (torch.zeros(()), {"couplings": network().couplings}), tokens, hide(tokens), CONFIG)
     with pytest.raises(ValueError, match="at least one batch of 32 examples, got 20"):
         train(network(), prediction_rule, tokens[:20], hide(tokens), CONFIG)
     with pytest.raises(ValueError, match=r"frozen must name parameters among \['bias', 'couplings'\], got \['J'\]"):

@@ -20,7 +20,7 @@ def parameter_tables(folder: Path) -> str:
     parts = []
     for path in sorted(folder.glob("[0-9]*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
-        title = cells[0].source.splitlines()[0].removeprefix("# ")
+        title = f"{int(path.name[:2])}. {cells[0].source.splitlines()[0].removeprefix('# ')}"
         source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
         rows = [[f"`{p.name}`", f"`{p.default!r}`", p.meaning.replace("|", r"\|"), p.unit, p.allowed.replace("*", r"\*")]
                 for p in read_parameters(source).values()]
@@ -37,7 +37,7 @@ def execution_status(folder: Path) -> str:
         times = [datetime.fromisoformat(time) for cell in cells for time in cell.metadata.get("execution", {}).values()]
         run = {"python": notebook.metadata.language_info.version, **notebook.metadata.get("provenance", {})}
         run = {"date": f"{min(times):%Y-%m-%d}", "seconds": (max(times) - min(times)).total_seconds(), **run}
-        rows.append([f"[](notebooks/{path.name})", len(cells), *shown(run)])
+        rows.append([f"{int(path.name[:2])}. [](notebooks/{path.name})", len(cells), *shown(run)])
     return table(["chapter", "code cells", *RUN], rows)
 
 
@@ -47,7 +47,7 @@ def stored_results(folder: Path) -> str:
     for file in sorted((folder / "results").glob("*/*.json")):
         run = json.loads(file.read_text())["provenance"]
         rows.append([file.parent.name.replace("_", " "), file.stem, *shown(run)])
-    return table(["of", "run", *RUN], rows)
+    return table(["chapter", "run", *RUN], rows)
 
 
 def shown(run: dict) -> list:

@@ -4,9 +4,10 @@ from urllib.parse import urlparse
 
 
 def derive_addresses(app, config):
-    """https://github.com/OWNER/NAME is published at https://OWNER.github.io/NAME/: for the sitemap, social cards and the 404 page."""
+    """https://github.com/OWNER/NAME is published at https://OWNER.github.io/NAME/: for the sitemap, social cards, the 404 page and the PDF."""
     owner, name = urlparse(config.html_theme_options["repository_url"]).path.strip("/").split("/")
-    config.html_baseurl = config.ogp_site_url = f"https://{owner}.github.io/{name}/"
+    config.html_baseurl = config.ogp_site_url = site = f"https://{owner}.github.io/{name}/"
+    config.html_theme_options["extra_footer"] = f'<a href="{site}book.pdf">The whole book as a PDF</a>'
     config.notfound_urls_prefix = f"/{name}/"
 
 
