@@ -100,7 +100,7 @@ def retrieval(update: Callable[[Tensor], Tensor], examples: Tensor, corrupt: Cal
               threshold: float = 0.95, clamp: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Whether examples (n, N, d) come back from a corrupted start: retrieved (n,), and the overlaps m (n_steps + 1, n).
 
-    m(t) = (1/N) sum_i x_i(t) . xi_i with the *intact* example xi; retrieved: m(n_steps) >= threshold. The best overlap on
+    m(t) = (1/N) sum_i x_i(t) . xi_i with the intact example xi; retrieved: m(n_steps) >= threshold. The best overlap on
     the way is ``m[1:].amax(0)`` (notebook 10_basins).
 
     update: a step function, such as ``network.update``. corrupt: (tokens, generator) -> (state, sites).

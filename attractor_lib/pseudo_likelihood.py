@@ -29,7 +29,7 @@ def log_conditional(network: AttractorNetwork, state: Tensor, target: Tensor | N
 
     state: s (batch, N, d), tokens on the sphere. Site i does not see its own token.
     target: x (batch, N, d), tokens on the sphere; None for the state itself. The sites are scored each by itself, given
-        the *state* of the others. Uniform on the sphere is -log Z_d(0).
+        the state of the others. Uniform on the sphere is -log Z_d(0).
     """
     _check_network(network)
     target = state if target is None else target

@@ -71,6 +71,12 @@ def test_every_figure_has_a_name_a_caption_and_an_alternative_text(notebook):
             assert len(options["figure"].get("caption", "")) > 40 and len(options.get("image", {}).get("alt", "")) > 40
 
 
+def test_the_text_refers_to_every_figure(notebook):
+    text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    names = [cell.metadata["mystnb"]["figure"]["name"] for cell in code_cells(notebook) if "figure" in cell.metadata.get("mystnb", {})]
+    assert [name for name in names if f"{{numref}}`{name}`" not in text] == []
+
+
 def test_every_worked_figure_has_a_name_a_caption_and_an_alternative_text_and_says_in_text_what_it_is(notebook):
     names = []
     for cell in code_cells(notebook):

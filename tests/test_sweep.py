@@ -54,6 +54,12 @@ def runs(notebook):
 GRID = ["--grid", "beta", 1, 5, "--grid", "seed", 0, 1]
 
 
+def test_kernels_do_not_inherit_that_dask_gives_memory_back_at_once(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    found = sweep.environment(3)
+    assert "MALLOC_TRIM_THRESHOLD_" not in found and found["OMP_NUM_THREADS"] == "3" and found["PATH"]
+
+
 def test_failed_points_are_reported_and_tried_again_finished_ones_are_not_and_all_become_one_table(toy):
     (toy.parent / "broken").touch()
     done = subprocess.run(command(toy, *GRID, "--jobs", 1), capture_output=True, text=True)

@@ -11,7 +11,7 @@ addEventListener("afterprint", () => { page.dataset.theme = onScreen; });
 addEventListener("DOMContentLoaded", () => {
   const paper = matchMedia("print");
   const mark = box => box.classList.toggle("more-to-come", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
-  const fit = () => document.querySelectorAll("div.math mjx-container, .cell_output .output, .pst-scrollable-table-container")
+  const fit = () => document.querySelectorAll("div.math mjx-container, .cell_output .output, .cell_output > figure, .pst-scrollable-table-container")
     .forEach(box => {
       if (box.matches("mjx-container")) {
         box.style.zoom = "";
