@@ -1,8 +1,10 @@
-"""The models that are compared at equal cost: how each is made and trained."""
+"""The models that are compared at equal cost: how each is made and trained (notebook 14_accuracy_for_its_cost)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -57,13 +59,14 @@ def baseline(kind: type, family: str, size: int, learning_rate: float) -> Conten
 
 
 CONTENDERS = {
-    "attractor 4x8": attractor(4, 8, 4e-2, 5), "attractor 8x16": attractor(8, 16, 2e-2, 5), "attractor 16x16": attractor(16, 16, 2e-2, 5),
+    "attractor 2x8": attractor(2, 8, 4e-2, 4), "attractor 4x8": attractor(4, 8, 4e-2, 4),
+    "attractor 8x16": attractor(8, 16, 2e-2, 4), "attractor 16x16": attractor(16, 16, 2e-2, 3),
     **{f"bare attention {width}": baseline(BareAttention, "bare attention", width, rate)
-       for width, rate in ((32, 1e-2), (64, 7e-3), (128, 5e-3), (256, 3e-3))},
+       for width, rate in ((32, 2e-2), (64, 1.4e-2), (128, 1e-2), (256, 6e-3))},
     **{f"transformer block {width}": baseline(TransformerBlock, "transformer block", width, rate)
-       for width, rate in ((32, 1e-2), (64, 7e-3), (128, 4e-3), (256, 2e-3))},
-    "energy transformer 64": baseline(EnergyTransformer, "Energy Transformer", 64, 7e-3),
-    "Hopfield layer 256": baseline(HopfieldLayer, "modern Hopfield layer", 256, 1e-2),
+       for width, rate in ((32, 1e-2), (64, 7e-3), (128, 4e-3), (256, 1e-3))},
+    "energy transformer 64": baseline(EnergyTransformer, "Energy Transformer", 64, 1.4e-2),
+    "Hopfield layer 256": baseline(HopfieldLayer, "modern Hopfield layer", 256, 2e-2),
 }
 
 
@@ -75,3 +78,25 @@ def update_of(stage: nn.Module) -> Callable[[Tensor], Tensor]:
 def n_parameters(stage: nn.Module) -> int:
     """Numbers that are trained."""
     return sum(p.numel() for p in stage.parameters())
+
+
+def best_within(frame: pd.DataFrame, cost: str, limits: list[float]) -> list[float]:
+    """The lowest mean error over seeds of the models in a frame that cost at most each limit; NaN where there is none.
+
+    frame: columns `name`, `stages`, `error` and the cost.
+    """
+    models = frame.groupby(["name", "stages"])[["error", cost]].mean()
+    return [models.loc[models[cost] <= limit, "error"].min() for limit in limits]
+
+
+def at_equal_cost(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, aim: float = 0.9, n: int = 201) -> dict[str, float]:
+    """The best of `ours` against the best of `theirs` within each of n costs, from that of the cheapest of theirs to the dearest.
+
+    Frames as for `best_within`. Returns the lowest and highest ratio of errors, the ends of the range of costs, and the factors
+    in cost over which the ratio is at most `aim`, and below 1, all parts of the range taken together.
+    """
+    least, most = theirs[cost].min() * (1 + 1e-9), max(ours[cost].max(), theirs[cost].max())
+    limits = np.geomspace(least, most, n)
+    ratio = np.divide(best_within(ours, cost, limits), best_within(theirs, cost, limits))
+    return {"lowest": np.nanmin(ratio), "highest": np.nanmax(ratio), "from cost": least, "to cost": most,
+            f"factor at {aim:.2f}": (most / least) ** (ratio <= aim).mean(), "factor ahead": (most / least) ** (ratio < 1).mean()}

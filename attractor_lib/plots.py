@@ -12,7 +12,9 @@ _palette = sns.color_palette("colorblind")
 COLOURS = {
     "train": _palette[0], "test": _palette[1], "shuffled": _palette[2], "noise": _palette[4], "null": _palette[7],
     "attractor, 1 full head": _palette[0], "attractor, 16 heads of rank 16": _palette[2],
+    "attractor, 8 heads of rank 16": _palette[0], "attractor, 4 heads of rank 8": _palette[9], "attractor, 2 heads of rank 8": _palette[3],
     "bare attention": _palette[1], "transformer block": _palette[4], "mean patch": _palette[7],
+    "Energy Transformer": _palette[5], "modern Hopfield layer": _palette[8],
 }
 
 
@@ -106,4 +108,18 @@ def plot_completion(ax: Axes, frame: pd.DataFrame) -> Axes:
     ax.set_xticks([1, 2, 5, 20, 200], [1, 2, 5, 20, 200])
     ax.set_yticks([0.02, 0.05, 0.1, 0.2], [0.02, 0.05, 0.1, 0.2])
     ax.minorticks_off()
+    return ax
+
+
+def plot_costs(ax: Axes, frame: pd.DataFrame, cost: str, xlabel: str) -> Axes:
+    """Column `error` against column `cost`, both on logarithmic axes: a line a model, bars over its seeds."""
+    for model, rows in frame.groupby("model", sort=False):
+        points = rows.groupby(cost)["error"].agg(["mean", "min", "max"])
+        dashed = not model.startswith("attractor")
+        ax.errorbar(points.index, points["mean"], [points["mean"] - points["min"], points["max"] - points["mean"]],
+                    color=COLOURS[model], linestyle="--" if dashed else "-", marker="s" if dashed else "o", markersize=4, label=model)
+    ax.set(xscale="log", yscale="log", xlabel=xlabel)
+    ax.xaxis.set_minor_formatter("")
+    ax.yaxis.set_minor_formatter("{x:.3g}")
+    ax.yaxis.set_major_formatter("{x:.3g}")
     return ax

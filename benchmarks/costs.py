@@ -10,16 +10,21 @@ from attractor_lib.contenders import CONTENDERS, n_parameters, update_of
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.own_trajectory import AfterStages
 
-N, D, BATCH = 16, 33, 250
-PROFILES = {"quick": {"rounds": 2}, "full": {"rounds": 9}}
+BATCH = 250
+PROFILES = {"quick": {"rounds": 2, "sizes": [(16, 33)]}, "full": {"rounds": 9, "sizes": [(16, 33), (16, 50), (49, 17)]}}
 
 
-def rows(device, rounds):
-    tokens = example(BATCH, N, D, device)[0]
-    hide, generator = HideTokens(8, mean_token(tokens), least=1), torch.Generator(device).manual_seed(0)
+def rows(device, rounds, sizes):
+    for n_sites, dim in sizes:
+        yield from costs(device, rounds, n_sites, dim)
+
+
+def costs(device, rounds, n_sites, dim):
+    tokens = example(BATCH, n_sites, dim, device)[0]
+    hide, generator = HideTokens(n_sites // 2, mean_token(tokens), least=1), torch.Generator(device).manual_seed(0)
     functions, models, (state, sites) = {}, {}, hide(tokens, generator)
     for name, contender in CONTENDERS.items():
-        model = contender.make(N, D, 0).to(device)
+        model = contender.make(n_sites, dim, 0).to(device)
         models[name], functions[name, "step"] = model, training_step(model, contender.rule, (state, tokens, sites))
         if contender.n_stages > 1:
             functions[name, "update"] = lambda model=model: AfterStages((update_of(model),), hide)(tokens, generator)
@@ -29,5 +34,6 @@ def rows(device, rounds):
         for stages in range(1, contender.n_stages + 1):
             earlier = stages * (stages - 1) // 2 * (seconds[name, "update"] - seconds["hide"]) if contender.n_stages > 1 else 0
             training = stages * (seconds[name, "step"] + seconds["hide"]) + earlier
-            yield {"name": name, "model": contender.family, "stages": stages, "parameters": stages * n_parameters(models[name]),
+            yield {"name": name, "model": contender.family, "stages": stages, "n_sites": n_sites, "dim": dim,
+                   "parameters": stages * n_parameters(models[name]),
                    "operations": stages * operations(lambda: update_of(models[name])(tokens[:1])), "training µs": 1e6 * training / BATCH}

@@ -12,6 +12,10 @@ from rerun import HERE, check_parameters, find_chapter
 from sweep import run_points
 
 ABLATIONS = {"epochs": 2, "only": "", "n_test": 2000}
+COST = {"attractors": "attractor 2x8; attractor 4x8; attractor 8x16; attractor 16x16",
+        "blocks": "transformer block 32; transformer block 64", "wide": "transformer block 128", "widest": "transformer block 256",
+        "bare": "bare attention 32; bare attention 64; bare attention 128; bare attention 256; Hopfield layer 256",
+        "energy": "energy transformer 64"}
 RUNS = [  # chapter, name of the run, parameters
     *[(chapter, f"learning-rate-x{factor}", {"epochs": epochs, "lr_factor": factor, "n_validation": 5000})
       for chapter, epochs in (("04_masked_prediction", 15), ("05_denoising", 10)) for factor in (0.5, 1.0, 2.0)],
@@ -28,6 +32,11 @@ RUNS = [  # chapter, name of the run, parameters
       for factor in (0.33, 1.0, 3.0)],
     *[("13_memories_that_stay", f"noise-seed{seed}", {"seed": seed, "n_train": 10000, "epochs": 1, "free_epochs": 1, "n_test": 100,
                                                       "noise_images": 10000}) for seed in (0, 1, 2)],
+    *[("14_accuracy_for_its_cost", f"learning-rate-x{factor}-{group}", {
+        "only": only, "n_train": 60000, "epochs": 6, "lr_factor": factor, "n_validation": 5000, "max_stages": 1})
+      for factor in (0.5, 1.0, 2.0) for group, only in COST.items()],
+    *[("14_accuracy_for_its_cost", f"hidden-seed{seed}-{group}", {"seed": seed, "only": only, "n_train": 60000, "epochs": 10, "n_test": 10000})
+      for seed in (0, 1, 2) for group, only in COST.items()],
     *[(chapter, f"seed{seed}", {"seed": seed, **parameters}) for chapter, parameters in [
         ("04_masked_prediction", {"epochs": 15}),
         ("05_denoising", {"epochs": 10}),

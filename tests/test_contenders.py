@@ -1,8 +1,11 @@
+import math
+
+import pandas as pd
 import pytest
 import torch
 from conftest import random_states
 
-from attractor_lib.contenders import CONTENDERS, attractor, n_parameters, update_of
+from attractor_lib.contenders import CONTENDERS, at_equal_cost, attractor, best_within, n_parameters, update_of
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.dynamics import run
 from attractor_lib.trainer import TrainingConfig
@@ -38,3 +41,21 @@ def test_each_stage_of_a_cascade_learns_from_what_the_ones_before_leave():
 def test_parameters_by_hand():
     N, d, H, r = 5, 9, 2, 3
     assert n_parameters(attractor(H, r, 0.05, 1).make(N, d, 0)) == 2 * H * N * r * d + N * d
+
+
+def test_the_best_within_a_limit():
+    frame = pd.DataFrame([("a", 1, 0.4, 10), ("a", 1, 0.2, 10), ("a", 2, 0.1, 20), ("b", 1, 0.25, 12)],
+                         columns=["name", "stages", "error", "cost"])
+    best = best_within(frame, "cost", [5, 10, 12, 30])
+    assert math.isnan(best[0]) and best[1:] == pytest.approx([0.3, 0.25, 0.1])
+
+
+def test_at_equal_cost_by_hand():
+    """Theirs: error 1 at cost 1, 0.5 from 10 on. Ours: 0.8 from 1 on, 0.4 from 100 on. Ratio 0.8, then 1.6, then 0.8, a decade each."""
+    def frame(*models):
+        return pd.DataFrame([(name, 1, error, cost) for name, error, cost in models], columns=["name", "stages", "error", "cost"])
+
+    found = at_equal_cost(frame(("a", 0.8, 1), ("b", 0.4, 100)), frame(("c", 1.0, 1), ("d", 0.5, 10), ("e", 0.5, 1000)), "cost", n=3001)
+    assert (found["lowest"], found["highest"]) == pytest.approx((0.8, 1.6))
+    assert (found["from cost"], found["to cost"]) == pytest.approx((1, 1000))
+    assert (found["factor at 0.90"], found["factor ahead"]) == pytest.approx((100, 100), rel=0.01)
