@@ -90,7 +90,8 @@ def best_within(frame: pd.DataFrame, cost: str, limits: list[float]) -> list[flo
 
 
 def at_equal_cost(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, aim: float = 0.9, n: int = 201) -> dict[str, float]:
-    """The best of `ours` against the best of `theirs` within each of n costs, from that of the cheapest of theirs to the dearest.
+    """The best of `ours` against the best of `theirs` within each of n costs, from that of the cheapest of `theirs` to that of
+    the dearest of all.
 
     Frames as for `best_within`. Returns the lowest and highest ratio of errors, the ends of the range of costs, and the factors
     in cost over which the ratio is at most `aim`, and below 1, all parts of the range taken together.

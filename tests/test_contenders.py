@@ -51,11 +51,12 @@ def test_the_best_within_a_limit():
 
 
 def test_at_equal_cost_by_hand():
-    """Theirs: error 1 at cost 1, 0.5 from 10 on. Ours: 0.8 from 1 on, 0.4 from 100 on. Ratio 0.8, then 1.6, then 0.8, a decade each."""
+    """Ours over theirs, a decade each: 0.8 / 1, 0.8 / 0.5, 0.4 / 0.5, 0.4 / 0.42: one of four is above 1, one between 0.9 and 1."""
     def frame(*models):
         return pd.DataFrame([(name, 1, error, cost) for name, error, cost in models], columns=["name", "stages", "error", "cost"])
 
-    found = at_equal_cost(frame(("a", 0.8, 1), ("b", 0.4, 100)), frame(("c", 1.0, 1), ("d", 0.5, 10), ("e", 0.5, 1000)), "cost", n=3001)
+    found = at_equal_cost(frame(("a", 0.8, 1), ("b", 0.4, 100)), frame(("c", 1.0, 1), ("d", 0.5, 10), ("e", 0.42, 1000), ("f", 0.42, 10000)),
+                          "cost", n=4001)
     assert (found["lowest"], found["highest"]) == pytest.approx((0.8, 1.6))
-    assert (found["from cost"], found["to cost"]) == pytest.approx((1, 1000))
-    assert (found["factor at 0.90"], found["factor ahead"]) == pytest.approx((100, 100), rel=0.01)
+    assert (found["from cost"], found["to cost"]) == pytest.approx((1, 10000))
+    assert (found["factor at 0.90"], found["factor ahead"]) == pytest.approx((100, 1000), rel=0.01)
