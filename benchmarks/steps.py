@@ -40,10 +40,10 @@ def rows(device, batches, rounds):
             functions[key], floors[key] = step, operations(step)
         functions["large product"], large = large_product(device)
         seconds = interleaved(functions, rounds, device, repeats=2 if batch > 1000 else 4)
-        for key, operations in floors.items():
+        for key, floor in floors.items():
             to_large = median_ratio(seconds[key], seconds["large product"])
             other = seconds.get((key[0], "autograd", key[2]))
             yield {"batch": batch, "model": key[0], "by": key[1], "what": key[2], "ms": 1e3 * statistics.median(seconds[key]),
-                   "fastest ms": 1e3 * min(seconds[key]), "operations (million)": operations / 1e6,
-                   "times the floor": to_large * large / operations,
+                   "fastest ms": 1e3 * min(seconds[key]), "operations (million)": floor / 1e6,
+                   "times the floor": to_large * large / floor,
                    "autograd / this": median_ratio(other, seconds[key]) if other else None}

@@ -32,11 +32,18 @@ RUNS = [  # chapter, name of the run, parameters
       for factor in (0.33, 1.0, 3.0)],
     *[("13_memories_that_stay", f"noise-seed{seed}", {"seed": seed, "n_train": 10000, "epochs": 1, "free_epochs": 1, "n_test": 100,
                                                       "noise_images": 10000}) for seed in (0, 1, 2)],
-    *[("14_accuracy_for_its_cost", f"learning-rate-x{factor}-{group}", {
-        "only": only, "n_train": 60000, "epochs": 6, "lr_factor": factor, "n_validation": 5000, "max_stages": 1})
-      for factor in (0.5, 1.0, 2.0) for group, only in COST.items()],
-    *[("14_accuracy_for_its_cost", f"hidden-seed{seed}-{group}", {"seed": seed, "only": only, "n_train": 60000, "epochs": 10, "n_test": 10000})
-      for seed in (0, 1, 2) for group, only in COST.items()],
+    *[("14_accuracy_for_its_cost", f"{prefix}learning-rate-x{factor}-{group}", {
+        "task": task, "only": only, "n_train": 60000, "epochs": epochs, "lr_factor": factor, "n_validation": 5000, "max_stages": 1})
+      for task, prefix, epochs in (("hidden", "", 6), ("noise", "noise-", 3)) for factor in (0.5, 1.0, 2.0) for group, only in COST.items()],
+    *[("14_accuracy_for_its_cost", f"{task}-seed{seed}-{group}", {
+        "task": task, "seed": seed, "only": only, "n_train": 60000, "epochs": 10, "n_test": 10000})
+      for task in ("hidden", "noise") for seed in (0, 1, 2) for group, only in COST.items()],
+    *[("14_accuracy_for_its_cost", f"long-seed0-{group}", {"only": only, "n_train": 60000, "epochs": 30, "n_test": 10000, "max_stages": 2})
+      for group, only in {"attractors": "attractor 8x16; attractor 16x16", "blocks": "transformer block 64; transformer block 128",
+                          "widest": "transformer block 256"}.items()],
+    *[("14_accuracy_for_its_cost", f"patches4-seed{seed}", {
+        "task": "noise", "seed": seed, "patch_size": 4, "n_train": 60000, "epochs": 10, "n_test": 10000, "max_stages": 1,
+        "only": "attractor 4x8; attractor 8x16; transformer block 32; transformer block 64"}) for seed in (0, 1, 2)],
     *[(chapter, f"seed{seed}", {"seed": seed, **parameters}) for chapter, parameters in [
         ("04_masked_prediction", {"epochs": 15}),
         ("05_denoising", {"epochs": 10}),
