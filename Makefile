@@ -18,7 +18,7 @@ help:
 	@echo "make compare    set up, execute the chapters on DEVICE (default: cuda), and compare with the committed ones"
 	@echo "make site       the book and the PDF as they are published; make browser fetches a Chromium for it"
 	@echo "make links      set up, then try every link of the book, the outside ones too"
-	@echo "make bench      set up, then every comparison of speed and cost, about a quarter of an hour (quick: PROFILE=quick)"
+	@echo "make bench      set up, then every comparison of speed and cost, 18 minutes on 2 cores (3: PROFILE=quick)"
 	@echo "make clean      remove what was built; the environment stays"
 
 # The stamp is touched last: an interrupted set-up is taken up again.

@@ -26,7 +26,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python benchmarks/run.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=["quick", "full"], default="full",
-                        help="quick: 3 minutes on 2 cores; full: about 15 (default)")
+                        help="quick: 3 minutes on 2 cores; full: about 18 (default)")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="some of them (default: all)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU (default: %(default)s)")
