@@ -42,8 +42,8 @@ RUNS = [  # chapter, name of the run, parameters
         "lr_factor": 0.5 if group == "half" else 1.0})
       for task, groups in (("hidden", COST), ("noise", COST_NOISE)) for seed in (0, 1, 2) for group, only in groups.items()],
     *[("14_accuracy_for_its_cost", f"long-seed0-{group}", {"only": only, "n_train": 60000, "epochs": 30, "n_test": 10000, "max_stages": 2})
-      for group, only in {"attractors": "attractor 8x16; attractor 16x16", "blocks": "transformer block 32; transformer block 64",
-                          "wide": "transformer block 128"}.items()],
+      for group, only in {"attractors": "attractor 8x16; attractor 16x16",
+                          "blocks": "transformer block 64; transformer block 128"}.items()],
     ("14_accuracy_for_its_cost", "patches4-seed0", {
         "task": "noise", "patch_size": 4, "n_train": 60000, "epochs": 10, "n_test": 10000, "max_stages": 1,
         "only": "attractor 4x8; attractor 8x16; transformer block 32; transformer block 64"}),
