@@ -5,6 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 # One colour for a start (chapter 6) and one for a model (chapters 4, 5), from seaborn's colour-blind palette.
@@ -120,6 +121,5 @@ def plot_costs(ax: Axes, frame: pd.DataFrame, cost: str, xlabel: str) -> Axes:
                     color=COLOURS[model], linestyle="--" if dashed else "-", marker="s" if dashed else "o", markersize=4, label=model)
     ax.set(xscale="log", yscale="log", xlabel=xlabel)
     ax.xaxis.set_minor_formatter("")
-    ax.yaxis.set_minor_formatter("{x:.3g}")
-    ax.yaxis.set_major_formatter("{x:.3g}")
+    ax.yaxis.set(major_locator=MaxNLocator(5), major_formatter="{x:.3g}", minor_locator=NullLocator())
     return ax
