@@ -12,6 +12,7 @@ from attractor_lib.baselines import BareAttention, EnergyTransformer, HopfieldLa
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.own_trajectory import AfterStages
+from attractor_lib.shared_factors import SharedFactors
 from attractor_lib.trainer import Rule, TrainingConfig, train
 
 
@@ -53,6 +54,14 @@ def attractor(n_heads: int, rank: int, learning_rate: float, n_stages: int) -> C
     return Contender(f"attractor, {n_heads} heads of rank {rank}", make, prediction_rule, learning_rate, n_stages)
 
 
+def sharing(n_heads: int, rank: int, learning_rate: float, n_stages: int) -> Contender:
+    """The same, the factors being two matrices shared by all sites."""
+    def make(n_sites: int, dim: int, seed: int) -> SharedFactors:
+        return SharedFactors(n_sites, dim, n_heads, rank, 2, beta=5.0, generator=torch.Generator().manual_seed(seed))
+
+    return Contender(f"attractor, {n_heads} heads of rank {rank}, shared", make, prediction_rule, learning_rate, n_stages)
+
+
 def baseline(kind: type, family: str, size: int, learning_rate: float) -> Contender:
     """A model of ``attractor_lib.baselines`` of that size, trained by backpropagation."""
     return Contender(family, lambda n_sites, dim, seed: kind(n_sites, dim, size, seed=seed), backpropagation, learning_rate)
@@ -61,6 +70,7 @@ def baseline(kind: type, family: str, size: int, learning_rate: float) -> Conten
 CONTENDERS = {
     "attractor 2x8": attractor(2, 8, 4e-2, 4), "attractor 4x8": attractor(4, 8, 4e-2, 4),
     "attractor 8x16": attractor(8, 16, 2e-2, 4), "attractor 16x16": attractor(16, 16, 2e-2, 3),
+    "shared 4x16": sharing(4, 16, 4e-2, 4), "shared 8x16": sharing(8, 16, 4e-2, 4), "shared 8x32": sharing(8, 32, 4e-2, 4),
     **{f"bare attention {width}": baseline(BareAttention, "bare attention", width, rate)
        for width, rate in ((32, 2e-2), (64, 1.4e-2), (128, 1e-2), (256, 6e-3))},
     **{f"transformer block {width}": baseline(TransformerBlock, "transformer block", width, rate)
@@ -68,6 +78,9 @@ CONTENDERS = {
     "energy transformer 64": baseline(EnergyTransformer, "Energy Transformer", 64, 1.4e-2),
     "Hopfield layer 256": baseline(HopfieldLayer, "modern Hopfield layer", 256, 2e-2),
 }
+# Blocks as stages, each trained by itself, as ours are.
+CONTENDERS |= {f"blocks {width}": replace(CONTENDERS[f"transformer block {width}"], family=f"cascade of blocks {width}", n_stages=3)
+               for width in (32, 64)}
 
 
 def update_of(stage: nn.Module) -> Callable[[Tensor], Tensor]:

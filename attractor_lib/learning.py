@@ -44,7 +44,7 @@ def energy_rule(network: AttractorNetwork, state: Tensor) -> tuple[Tensor, Gradi
         else:
             _add_outer(total["U"], network.pooled(a, k).permute(2, 0, 1, 3), x)
             _add_outer(total["V"], _keys_gradient(network, k, (a, q)), x)
-    return loss / len(state), _gradients(total)
+    return loss / len(state), _gradients(network, total)
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def prediction_rule(network: AttractorNetwork, state: Tensor, target: Tensor,
             _add_outer(total["U"], o.permute(2, 0, 1, 3), r)
             _add_outer(total["U"], network.pooled(z, k).permute(2, 0, 1, 3), s)
             _add_outer(total["V"], _keys_gradient(network, k, (a, g), (z, q)), s)
-    return loss / len(state), _gradients(total)
+    return loss / len(state), _gradients(network, total)
 
 
 def check_example(network: AttractorNetwork, state: Tensor, target: Tensor, sites: Tensor | None) -> Tensor:
@@ -125,12 +125,13 @@ def _add_outer(total: Tensor, d: Tensor, s: Tensor) -> None:
 
 
 def _zeros(network: AttractorNetwork) -> Gradients:
-    return {name: torch.zeros_like(p) if name == "bias" else p.new_zeros(sites_first(p).shape)
-            for name, p in network.named_parameters()}
+    acting = ("couplings",) if network.rank is None else ("U", "V")
+    zeros = {name: network.bias.new_zeros(sites_first(getattr(network, name)).shape) for name in acting}
+    return {**zeros, "bias": torch.zeros_like(network.bias)}
 
 
-def _gradients(total: Gradients) -> Gradients:
-    return {name: g if name == "bias" else sites_last(g).contiguous() for name, g in total.items()}
+def _gradients(network: AttractorNetwork, total: Gradients) -> Gradients:
+    return network.pull_back({name: g if name == "bias" else sites_last(g).contiguous() for name, g in total.items()})
 
 
 def _check_batch(network: AttractorNetwork, state: Tensor) -> None:

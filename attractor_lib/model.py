@@ -71,18 +71,23 @@ class AttractorNetwork(nn.Module):
             raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
         self.n_sites, self.dim, self.n_heads, self.rank, self.beta, self.gamma = n_sites, dim, n_heads, rank, beta, gamma
         generator = generator or torch.Generator().manual_seed(0)
-
-        def gaussian(*shape: int, std: float) -> nn.Parameter:
-            return nn.Parameter(std * torch.randn(shape, generator=generator), requires_grad=False)
-
         # Small: at the start messages are weak and attention is nearly uniform.
-        if rank is None:
-            # Past `register_parameter`, which refuses a name that is also a property.
-            self._parameters["couplings"] = gaussian(n_heads, n_sites, n_sites, dim, dim, std=0.1 / dim)
-        else:
-            self.U = gaussian(n_heads, n_sites, rank, dim, std=0.5 * dim**-0.5)
-            self.V = gaussian(n_heads, n_sites, rank, dim, std=0.5 * dim**-0.5)
+        self._make_couplings(
+            lambda *shape, std: nn.Parameter(std * torch.randn(shape, generator=generator), requires_grad=False))
         self.bias = nn.Parameter(torch.zeros(n_sites, dim), requires_grad=False)
+
+    def _make_couplings(self, gaussian) -> None:
+        heads, n, r, d = self.n_heads, self.n_sites, self.rank, self.dim
+        if r is None:
+            # Past `register_parameter`, which refuses a name that is also a property.
+            self._parameters["couplings"] = gaussian(heads, n, n, d, d, std=0.1 / d)
+        else:
+            self.U = gaussian(heads, n, r, d, std=0.5 * d**-0.5)
+            self.V = gaussian(heads, n, r, d, std=0.5 * d**-0.5)
+
+    def pull_back(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of the parameters, from those of J (at low rank of U and V) and of the bias. Here these are the parameters."""
+        return gradients
 
     @property
     def n_acting(self) -> int:

@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 # One colour for a start (chapter 6) and one for a model (chapters 4, 5), from seaborn's colour-blind palette.
@@ -14,7 +14,10 @@ COLOURS = {
     "train": _palette[0], "test": _palette[1], "shuffled": _palette[2], "noise": _palette[4], "null": _palette[7],
     "attractor, 1 full head": _palette[0], "attractor, 16 heads of rank 16": _palette[2],
     "attractor, 8 heads of rank 16": _palette[0], "attractor, 4 heads of rank 8": _palette[9], "attractor, 2 heads of rank 8": _palette[3],
+    "attractor, 4 heads of rank 16, shared": "#777777", "attractor, 8 heads of rank 16, shared": "#222222",
+    "attractor, 8 heads of rank 32, shared": _palette[6],
     "bare attention": _palette[1], "transformer block": _palette[4], "mean patch": _palette[7],
+    "cascade of blocks 32": "#b58ab0", "cascade of blocks 64": "#6a3564",
     "Energy Transformer": _palette[5], "modern Hopfield layer": _palette[8],
 }
 
@@ -117,9 +120,11 @@ def plot_costs(ax: Axes, frame: pd.DataFrame, cost: str, xlabel: str) -> Axes:
     for model, rows in frame.groupby("model", sort=False):
         points = rows.groupby(cost)["error"].agg(["mean", "min", "max"])
         dashed = not model.startswith("attractor")
+        style = ":" if model.startswith("cascade") else "--" if dashed else "-"
         ax.errorbar(points.index, points["mean"], [points["mean"] - points["min"], points["max"] - points["mean"]],
-                    color=COLOURS[model], linestyle="--" if dashed else "-", marker="s" if dashed else "o", markersize=4, label=model)
+                    color=COLOURS[model], linestyle=style, marker="s" if dashed else "o", markersize=4, label=model)
     ax.set(xscale="log", yscale="log", xlabel=xlabel)
     ax.xaxis.set_minor_formatter("")
-    ax.yaxis.set(major_locator=MaxNLocator(5), major_formatter="{x:.3g}", minor_locator=NullLocator())
+    ticks = LogLocator(subs=[1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8], numticks=99)
+    ax.yaxis.set(major_locator=ticks, major_formatter="{x:.3g}", minor_locator=NullLocator())
     return ax

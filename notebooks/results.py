@@ -13,11 +13,14 @@ from sweep import run_points
 
 ABLATIONS = {"epochs": 2, "only": "", "n_test": 2000}
 COST = {"attractors": "attractor 2x8; attractor 4x8; attractor 8x16; attractor 16x16",
+        "shared": "shared 8x16; shared 8x32",
         "blocks": "transformer block 32; transformer block 64", "wide": "transformer block 128", "widest": "transformer block 256",
         "bare": "bare attention 32; bare attention 64; bare attention 128; bare attention 256; Hopfield layer 256",
         "energy": "energy transformer 64"}
-COST_NOISE = {**COST, "bare": "bare attention 32; bare attention 64; bare attention 128",
-              "half": "bare attention 256; Hopfield layer 256"}  # better at half their learning rate for hidden tokens
+COST_HIDDEN = {**COST, "small-shared": "shared 4x16"}
+COST_NOISE = {**COST, "bare": "bare attention 32; bare attention 64; bare attention 128", "shared": "shared 8x16",
+              # better at half their learning rate for hidden tokens:
+              "half": "bare attention 256; Hopfield layer 256", "half-shared": "shared 8x32"}
 RUNS = [  # chapter, name of the run, parameters
     *[(chapter, f"learning-rate-x{factor}", {"epochs": epochs, "lr_factor": factor, "n_validation": 5000})
       for chapter, epochs in (("04_masked_prediction", 15), ("05_denoising", 10)) for factor in (0.5, 1.0, 2.0)],
@@ -36,13 +39,15 @@ RUNS = [  # chapter, name of the run, parameters
                                                       "noise_images": 10000}) for seed in (0, 1, 2)],
     *[("14_accuracy_for_its_cost", f"{prefix}learning-rate-x{factor}-{group}", {
         "task": task, "only": only, "n_train": 60000, "epochs": epochs, "lr_factor": factor, "n_validation": 5000, "max_stages": 1})
-      for task, prefix, epochs in (("hidden", "", 6), ("noise", "noise-", 3)) for factor in (0.5, 1.0, 2.0) for group, only in COST.items()],
+      for task, prefix, epochs, groups in (("hidden", "", 6, COST_HIDDEN), ("noise", "noise-", 3, COST))
+      for factor in (0.5, 1.0, 2.0) for group, only in groups.items()],
     *[("14_accuracy_for_its_cost", f"{task}-seed{seed}-{group}", {
         "task": task, "seed": seed, "only": only, "n_train": 60000, "epochs": 10, "n_test": 10000,
-        "lr_factor": 0.5 if group == "half" else 1.0})
-      for task, groups in (("hidden", COST), ("noise", COST_NOISE)) for seed in (0, 1, 2) for group, only in groups.items()],
+        "lr_factor": 0.5 if group.startswith("half") else 1.0})
+      for task, groups in (("hidden", {**COST_HIDDEN, "cascades": "blocks 32; blocks 64"}), ("noise", COST_NOISE))
+      for seed in (0, 1, 2) for group, only in groups.items()],
     *[("14_accuracy_for_its_cost", f"long-seed0-{group}", {"only": only, "n_train": 60000, "epochs": 30, "n_test": 10000, "max_stages": 2})
-      for group, only in {"attractors": "attractor 8x16; attractor 16x16",
+      for group, only in {"attractors": "attractor 8x16; attractor 16x16", "shared": "shared 8x32",
                           "blocks": "transformer block 64; transformer block 128"}.items()],
     ("14_accuracy_for_its_cost", "patches4-seed0", {
         "task": "noise", "patch_size": 4, "n_train": 60000, "epochs": 10, "n_test": 10000, "max_stages": 1,
