@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
-# One colour for a start (chapter 6) and one for a model (chapters 4, 5), from seaborn's colour-blind palette.
+# One colour for a start (chapter 6) and one for a model (chapters 4, 5, 14), from seaborn's colour-blind palette.
 _palette = sns.color_palette("colorblind")
 COLOURS = {
     "train": _palette[0], "test": _palette[1], "shuffled": _palette[2], "noise": _palette[4], "null": _palette[7],

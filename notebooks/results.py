@@ -19,7 +19,7 @@ COST = {"attractors": "attractor 2x8; attractor 4x8; attractor 8x16; attractor 1
         "energy": "energy transformer 64"}
 COST_HIDDEN = {**COST, "small-shared": "shared 4x16"}
 COST_NOISE = {**COST, "bare": "bare attention 32; bare attention 64; bare attention 128", "shared": "shared 8x16",
-              # better at half their learning rate for hidden tokens:
+              # for noise, these are better at half the learning rate that they have for hidden tokens:
               "half": "bare attention 256; Hopfield layer 256", "half-shared": "shared 8x32"}
 RUNS = [  # chapter, name of the run, parameters
     *[(chapter, f"learning-rate-x{factor}", {"epochs": epochs, "lr_factor": factor, "n_validation": 5000})
