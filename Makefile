@@ -16,7 +16,7 @@ help:
 	@echo "make reproduce  set up, execute every chapter afresh (about half an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
 	@echo "make compare    set up, execute the chapters on DEVICE (default: cuda), and compare with the committed ones"
-	@echo "make site       the book and the PDF as they are published; make browser fetches a Chromium for it"
+	@echo "make site       the book and the PDF as they are published; make browser fetches a Chromium if there is none"
 	@echo "make links      set up, then try every link of the book, the outside ones too"
 	@echo "make bench      set up, then every comparison of speed and cost, 18 minutes on 2 cores (3: PROFILE=quick)"
 	@echo "make clean      remove what was built; the environment stays"
@@ -47,8 +47,11 @@ site: book pdf
 links: $(VENV)/.complete
 	$(BIN)/jupyter-book build book --builder linkcheck
 
+# One that is there is taken; where playwright's cannot be fetched, Debian's may be.
 browser: $(VENV)/.complete
-	$(BIN)/playwright install --with-deps chromium
+	$(BIN)/python book/pdf.py --browser || $(BIN)/playwright install --with-deps chromium \
+		|| { apt-get update && apt-get install --yes chromium; }
+	@$(BIN)/python book/pdf.py --browser
 
 test: $(VENV)/.complete
 	@echo "== data"

@@ -25,7 +25,7 @@ body { line-height: 1.45; }
 .bd-article > section, .toctree-wrapper > section { break-before: page; }
 .toctree-wrapper > section > h2 { font-size: 2.3rem; margin-top: 0; }
 thead, .admonition { break-inside: avoid; }
-figure img { width: auto !important; height: auto !important; max-height: 80mm !important; }
+figure img { object-fit: contain; max-height: 80mm !important; }
 h1, h2, h3, h4 { break-after: avoid; }
 p { orphans: 3; widows: 3; }
 .bd-article div.math mjx-container { font-size: 119% !important; }
@@ -114,6 +114,10 @@ if __name__ == "__main__":
     target = BUILD / "pdf" / "book.pdf"
     try:
         with sync_playwright() as playwright:
-            print(f"{print_book(open_browser(playwright), BUILD / 'singlehtml' / 'index.html', target)} pages in {target}")
+            browser = open_browser(playwright)
+            if sys.argv[1:] == ["--browser"]:  # only see whether there is one
+                print(f"== the browser is Chromium {browser.version}")
+            else:
+                print(f"{print_book(browser, BUILD / 'singlehtml' / 'index.html', target)} pages in {target}")
     except Error as error:
         sys.exit(f"error: {error}")

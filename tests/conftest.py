@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def browser():
         try:
             browser = open_browser(playwright)
         except Error as error:
-            if "Executable doesn't exist" in str(error):
+            if "Executable doesn't exist" in str(error) and not os.environ.get("CI"):  # a gate that leaves this out checks nothing
                 pytest.skip("no Chromium on this machine: `make browser` fetches one")
             raise
         yield browser

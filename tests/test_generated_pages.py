@@ -44,7 +44,7 @@ def test_the_status_is_that_of_the_notebooks(tmp_path):
     notebook.metadata.provenance = {"seconds": 12.6, "date": "2031-02-03", "device": "a device", "cores": 3, "threads": 2, "python": "4", "torch": "5"}
     nbformat.write(notebook, tmp_path / CHAPTERS[0].name)
     row = cells_of(chapters.execution_status(tmp_path))[2]
-    assert row[2:] == ["2031\u201102\u201103", "13", "a device", "3", "2", "4", "5"]
+    assert row[2:] == ["2031\u201102\u201103", "13", "a\u00a0device", "3", "2", "4", "5"]
 
 
 def test_every_stored_result_is_in_the_table():
@@ -52,9 +52,9 @@ def test_every_stored_result_is_in_the_table():
     assert len(rows) == len(list((ROOT / "notebooks" / "results").glob("*/*.json"))) and all(row[2] and row[4] and row[8] for row in rows)
 
 
-def test_the_pages_ask_for_every_table():
+def test_the_pages_ask_for_every_part():
     pages = "".join(page.read_text() for page in (ROOT / "book").glob("*.md"))
-    assert all(pages.count(mark) == 1 for mark in chapters.TABLES)
+    assert all(pages.count(mark) == 1 for mark in chapters.PARTS)
 
 
 @pytest.fixture(scope="module")

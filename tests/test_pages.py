@@ -98,6 +98,21 @@ def test_a_formula_wider_than_a_phone_is_made_smaller_and_what_is_still_too_wide
     page.wait_for_function("box => !box.style.zoom", arg=formula.element_handle())
 
 
+@pytest.mark.parametrize("name, figure", [
+    ("index", "worked-memories"), ("notebooks/04_masked_prediction", "worked-hidden"), ("notebooks/05_denoising", "worked-noise"),
+    ("notebooks/06_transient_memories", "worked-gamma-beta"), ("notebooks/13_memories_that_stay", "worked-completion")])
+def test_a_worked_figure_of_the_book_moves_with_its_controls(html, page, name, figure):
+    page.goto((html / f"{name}.html").as_uri())
+    worked = page.locator(f"#{figure}")
+    shown = """root => [...root.querySelectorAll('.worked-image svg')].map(e => e.getAttribute('viewBox')).concat(
+                       [...root.querySelectorAll('.worked-number')].map(e => e.textContent))"""
+    first = worked.evaluate(shown)
+    worked.get_by_role("button", name="Step").click()
+    stepped = worked.evaluate(shown)
+    worked.locator("[data-control]").first.press("ArrowDown" if worked.locator("select").count() else "ArrowRight")
+    assert len({tuple(seen) for seen in (first, stepped, worked.evaluate(shown))}) == 3
+
+
 def test_the_theme_button_turns_the_page_dark_and_back_and_paper_is_light(html, page):
     page.goto((html / "index.html").as_uri())
     seen = {}
@@ -178,7 +193,7 @@ def test_a_page_says_what_to_show_where_it_is_shared(html, parsed, name):
     soup = parsed[f"{name}.html"]
     head = {tag["property"]: tag["content"] for tag in soup.select("meta[property]")}
     assert head["og:url"] == soup.select_one("link[rel=canonical]")["href"] == f"{SITE}{name}.html"
-    assert head["og:site_name"] == CONFIG["title"] and head["og:title"] and "&#" not in head.get("og:description", "")
+    assert head["og:site_name"] == CONFIG["title"] and head["og:title"] and not re.search(r"&#|\\", head["og:description"])
     assert matplotlib.image.imread(html / head["og:image"].removeprefix(SITE)).shape[:2] == (600, 1146)
 
 

@@ -1,4 +1,4 @@
-"""Tables that the book draws from its notebooks when it is built: a page asks for one by its name in double braces."""
+"""Parts of pages that the book takes from its notebooks when it is built: a page asks for one by its name in double braces."""
 
 import json
 from datetime import datetime
@@ -46,21 +46,33 @@ def stored_results(folder: Path) -> str:
     rows = []
     for file in sorted((folder / "results").glob("*/*.json")):
         run = json.loads(file.read_text())["provenance"]
-        rows.append([file.parent.name.replace("_", " "), file.stem, *shown(run)])
+        name = file.parent.name
+        chapter = f"[{int(name[:2])}](notebooks/{name}.ipynb)" if name[0].isdigit() else name
+        rows.append([chapter, file.stem, *shown(run)])
     return table(["chapter", "run", *RUN], rows)
 
 
+def transient_memory(folder: Path) -> str:
+    """The moving picture of chapter 6, as its notebook has it."""
+    cells = nbformat.read(folder / "06_transient_memories.ipynb", as_version=4).cells
+    pages = (output.get("data", {}).get("text/html", "") for cell in cells for output in cell.get("outputs", []))
+    picture = next(html for html in pages if 'id="worked-memories"' in html)
+    return f"````{{raw}} html\n{picture}\n````"
+
+
 def shown(run: dict) -> list:
-    run = {**run, "seconds": round(run["seconds"]), "date": run["date"].replace("-", "\u2011")}  # a hyphen where no line breaks
+    run = {**run, "seconds": round(run["seconds"]), "date": run["date"].replace("-", "\u2011"),  # no line breaks here
+           "device": run.get("device", "").replace(" ", "\u00a0")}
     return [run.get(name, "") for name in RUN]
 
 
-TABLES = {"{{ parameter_tables }}": parameter_tables, "{{ execution_status }}": execution_status, "{{ stored_results }}": stored_results}
+PARTS = {"{{ parameter_tables }}": parameter_tables, "{{ execution_status }}": execution_status, "{{ stored_results }}": stored_results,
+         "{{ transient_memory }}": transient_memory}
 
 
 def fill(app, page: str, source: list[str]) -> None:
     folder = Path(app.srcdir) / "notebooks"
-    for mark, draw in TABLES.items():
+    for mark, draw in PARTS.items():
         if mark in source[0]:
             source[0] = source[0].replace(mark, draw(folder))
             for path in [*folder.glob("*.ipynb"), *folder.glob("results/*/*.json")]:
