@@ -18,6 +18,7 @@ from attractor_lib.plots import COLOURS
 
 LEFT, RIGHT, TOP, BOTTOM = 54, 334, 10, 178  # the frame of the curves, in units of the drawing
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+MINUS = "\N{MINUS SIGN}"
 SHADES = 31  # steps of grey; fewer than 255 halve the page's weight
 
 
@@ -33,7 +34,7 @@ class WorkedFigure:
         controls: label -> values, in the order of the leading axes of the arrays. Numbers make a slider, text a list.
         along: the label of the control that is the horizontal axis; its values are rising numbers.
         images: label -> (*controls, height, width), values in [0, 1]; at least one image.
-        curves: label -> (*controls), one to four; three decimals are kept. Labels in `plots.COLOURS` have their colour.
+        curves: label -> (*controls), one to four; kept to a thousandth of the largest value. Labels in `plots.COLOURS` have their colour.
         ylabel, alt: of the curves' axis; what the figure shows, for those who do not see it. Plain text.
         start: label -> position at which a control stands first; 0 if not given.
     An axis of size 1 stands for a control on which an array does not depend.
@@ -76,7 +77,9 @@ class WorkedFigure:
         controls = [{"label": label, "start": self.start.get(label, 0), "texts": [text(v) for v in values],
                      "slider": not isinstance(values[0], str)} for label, values in self.controls.items()]
         x, xticks = scale(self.controls[self.along], LEFT, RIGHT)
-        curves = {label: np.asarray(array, float).round(3) for label, array in self.curves.items()}
+        largest = max(np.abs(array).max() for array in self.curves.values())
+        decimals = 3 - math.floor(math.log10(largest)) if largest else 3
+        curves = {label: np.asarray(array, float).round(decimals) for label, array in self.curves.items()}
         y, yticks = scale(np.concatenate([c.ravel() for c in curves.values()]), BOTTOM, TOP, widen=True)
         along = [round(x(v), 1) for v in self.controls[self.along]]
         images = [picture(label, np.asarray(array), at) for label, array in self.images.items()]
@@ -86,8 +89,8 @@ class WorkedFigure:
             line = np.broadcast_to(line, len(along))
             lines.append({"label": label, "colour": to_hex(COLOURS.get(label, colour)), "dash": dash, "shape": c.shape,
                           "values": c.ravel().tolist(), "points": " ".join(f"{p},{y(v):.1f}" for p, v in zip(along, line)),
-                          "mark": f"{y(line[at[axis]]):.1f}", "number": f"{line[at[axis]]:.3f}"})
-        data = {"along": axis, "x": along, "y": [y(0), y(1) - y(0)], "texts": [c["texts"] for c in controls],
+                          "mark": f"{y(line[at[axis]]):.1f}", "number": f"{line[at[axis]]:.{decimals}f}".replace("-", MINUS)})
+        data = {"along": axis, "decimals": decimals, "x": along, "y": [y(0), y(1) - y(0)], "texts": [c["texts"] for c in controls],
                 "images": [{k: i[k] for k in ("shape", "columns", "width", "height")} for i in images],
                 "curves": [{k: line[k] for k in ("shape", "values")} for line in lines]}
         template = Environment(autoescape=True).from_string(files("attractor_lib").joinpath("interactive.html").read_text())
@@ -98,7 +101,7 @@ class WorkedFigure:
 
 def text(value) -> str:
     """A value as the reader sees it."""
-    return value if isinstance(value, str) else f"{value:g}".replace("-", "\N{MINUS SIGN}")
+    return value if isinstance(value, str) else f"{value:g}".replace("-", MINUS)
 
 
 def scale(values: np.ndarray, low: float, high: float, widen: bool = False):

@@ -65,7 +65,7 @@ def test_the_book_has_every_page_of_the_table_of_contents_and_what_surrounds_the
     assert {f"{name}.html" for name in ("404", "search", "genindex")} <= set(parsed) and (html / "sitemap.xml").exists()
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, "genindex"])
 def test_a_page_opens_from_disk_with_its_formulas_and_fits_a_phone_and_paper(html, page, name):
     page.goto((html / f"{name}.html").as_uri())
     page.evaluate("window.MathJax ? MathJax.startup.promise : null")
@@ -138,6 +138,38 @@ def test_the_search_finds_a_term_from_disk(html, page):
     page.keyboard.press("Enter")
     page.locator("#search-results a[href*='09_synthetic_patterns.html']").first.click()
     assert "pseudo-inverse" in page.locator("article").inner_text().lower()
+
+
+def test_menu_and_contents_open_on_a_phone(html, page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto((html / "notebooks/12_ablations.html").as_uri())
+    menu, contents = (page.locator(name).filter(visible=True) for name in (".primary-toggle", ".secondary-toggle"))
+    menu.click()
+    page.locator("dialog[open]").get_by_role("link", name="Transient memories").wait_for()
+    page.keyboard.press("Escape")
+    contents.click()
+    page.locator("dialog[open]").get_by_role("link", name="Three seeds").click()
+    assert page.url.endswith("#three-seeds")
+
+
+def test_the_menu_makes_room_on_a_desk_and_comes_back(html, page):
+    page.goto((html / "notebooks/12_ablations.html").as_uri())
+    for right in ("<= 0", "> 0"):
+        page.locator(".primary-toggle").filter(visible=True).click()
+        page.wait_for_function(f"document.querySelector('.bd-sidebar-primary').getBoundingClientRect().right {right}")
+
+
+def test_no_line_begins_with_what_stands_behind_a_formula(html, page):
+    page.goto((html / "notebooks/11_failure_signatures.html").as_uri())
+    page.evaluate("MathJax.startup.promise")
+    kept = page.locator("span[style*=nowrap] > span.math")
+    assert kept.count() > 10
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert kept.evaluate_all("""formulas => formulas.filter(formula => {
+            const mark = document.createRange();
+            mark.selectNode(formula.nextSibling);
+            return mark.getBoundingClientRect().left < formula.getBoundingClientRect().right - 2; }).length""") == 0
 
 
 def test_an_unknown_address_shows_a_page_in_the_look_of_the_book(html, page):

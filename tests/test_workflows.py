@@ -48,3 +48,9 @@ def test_only_our_own_code_reaches_a_runner_of_our_own(workflow):
     triggers = workflow[True]  # YAML 1.1 reads the key `on` as a boolean
     if any("self-hosted" in job["runs-on"] for job in workflow["jobs"].values()):
         assert set(triggers) == {"workflow_dispatch", "schedule"}
+
+
+def test_conda_and_binder_install_what_make_installs():
+    *_, of_pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    installs, = re.findall(r"pip install (--constraint.*)", (ROOT / "Makefile").read_text())
+    assert " ".join(of_pip["pip"]) == installs.replace("'", "")

@@ -7,6 +7,25 @@ let onScreen;
 addEventListener("beforeprint", () => { onScreen = page.dataset.theme; page.dataset.theme = "light"; });
 addEventListener("afterprint", () => { page.dataset.theme = onScreen; });
 
+addEventListener("DOMContentLoaded", () => {
+  // The theme's buttons that open sidebar and contents listen in its own header alone, which this book does not show.
+  for (const name of [".primary-toggle", ".secondary-toggle"]) {
+    const [first, ...rest] = document.querySelectorAll(name);
+    rest.forEach(button => button.addEventListener("click", () => first.click()));
+  }
+
+  // No line begins with what stands behind a formula: comma, stop, bracket.
+  document.querySelectorAll("span.math").forEach(formula => {
+    const next = formula.nextSibling, mark = next?.nodeType === Node.TEXT_NODE && next.data.match(/^[,.;:!?)\]\u2019\u201d]+/);
+    if (!mark) return;
+    next.splitText(mark[0].length);
+    const whole = document.createElement("span");
+    whole.style.whiteSpace = "nowrap";
+    formula.replaceWith(whole);
+    whole.append(formula, next);
+  });
+});
+
 // A formula wider than the text is made smaller, to no less than two thirds. What is still too wide scrolls, and its edge says so.
 addEventListener("DOMContentLoaded", () => {
   const mark = box => box.classList.toggle("more-to-come", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
