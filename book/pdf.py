@@ -25,7 +25,7 @@ body { line-height: 1.45; }
 .bd-article > section, .toctree-wrapper > section { break-before: page; }
 .toctree-wrapper > section > h2 { font-size: 2.3rem; margin-top: 0; }
 thead, .admonition { break-inside: avoid; }
-figure img { object-fit: contain; max-height: 80mm !important; }
+figure img { object-fit: contain; max-height: 120mm !important; }
 h1, h2, h3, h4 { break-after: avoid; }
 p { orphans: 3; widows: 3; }
 .bd-article div.math mjx-container { font-size: 119% !important; }
