@@ -62,7 +62,9 @@ def check_values(known: dict[str, Parameter], given: dict) -> dict:
     values = {**{name: parameter.default for name, parameter in known.items()}, **given}
     for name, parameter in known.items():  # all, as a bound may be another parameter
         if not _holds(values[name], parameter.allowed, values):
-            raise ValueError(f"{name} ({parameter.meaning}) must be {parameter.allowed}, got {values[name]!r}")
+            allowed = re.sub(r"\b[a-z_]+\b", lambda word: f"{word[0]} = {values[word[0]]!r}" if word[0] in values else word[0], parameter.allowed)
+            by_default = "" if name in given else ", its default"
+            raise ValueError(f"{name} ({parameter.meaning}) must be {allowed}, got {values[name]!r}{by_default}")
     return given
 
 

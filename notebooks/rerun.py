@@ -7,6 +7,7 @@
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,14 @@ def describe(chapter: Path) -> str:
                      for p in parameters_of(chapter).values())
 
 
+def parse(name: str, value: str):
+    """The value of a parameter from its text, read as YAML."""
+    try:
+        return yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        raise ValueError(f"{name}: expected a value in YAML, such as 2, 1e-2, text or [1, 2], got {value!r}") from None
+
+
 def refuse_committed(folder: Path) -> None:
     if folder.resolve() == HERE:
         raise ValueError(f"output must not lie among the committed notebooks in {HERE}")
@@ -83,13 +92,21 @@ def execute(chapter: Path, output: Path, parameters: dict) -> None:
     began = time.perf_counter()
     print(f"== {chapter.stem} {parameters or '(default parameters)'}", flush=True)
     partial = output.with_name(f"{output.stem}-unfinished.ipynb")
-    notebook = papermill.execute_notebook(str(chapter), str(partial), parameters, cwd=str(HERE), kernel_name="python3",
-                                          stdout_file=sys.stdout, stderr_file=sys.stderr)
+    try:
+        notebook = papermill.execute_notebook(str(chapter), str(partial), parameters, cwd=str(HERE), kernel_name="python3",
+                                              stdout_file=sys.stdout, stderr_file=sys.stderr)
+    except BaseException:
+        if partial.exists():
+            unfinished = nbformat.read(partial, as_version=4)
+            unfinished.metadata.pop("provenance", None)  # of the committed run
+            nbformat.write(unfinished, partial)
+            print(f"== the cells that were run are in {partial}; the same command starts afresh", file=sys.stderr)
+        raise
     run = stamp(notebook, parameters_of(chapter), parameters, time.perf_counter() - began)
     given = ", ".join(f"`{name} = {value!r}`" for name, value in parameters.items()) or "all"
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(
         f"**This run.** Parameters: {given}{', the others' * bool(parameters)} as committed. "
-        f"{', '.join(f'{name} {value}' for name, value in run.items())}."))
+        f"{', '.join(f'{name} {value}' for name, value in run.items())}. Text, captions and alternative texts are those of the committed run."))
     nbformat.write(notebook, output)
     partial.unlink()
     print(f"== {chapter.stem}: {run['seconds']:.0f} s, written to {output}", flush=True)
@@ -125,6 +142,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=ROOT / "_runs", help="where --all writes (default: _runs)")
     parser.add_argument("--book", type=Path, metavar="FOLDER", help="build the book from FOLDER/notebooks into FOLDER/book")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's time limit is an interruption
     try:
         if arguments.list:
             for chapter in [find_chapter(arguments.chapter)] if arguments.chapter else CHAPTERS:
@@ -139,20 +157,25 @@ def main() -> None:
             build_book(arguments.book.resolve())
         elif arguments.chapter:
             chapter = find_chapter(arguments.chapter)
-            parameters = {name: yaml.safe_load(value) for name, value in arguments.parameter}
+            parameters = {name: parse(name, value) for name, value in arguments.parameter}
             check_parameters(chapter, parameters)
+            if parameters.get("results_file"):
+                results_file = Path(parameters["results_file"]).resolve()
+                refuse_committed(results_file.parent)
+                results_file.parent.mkdir(parents=True, exist_ok=True)
+                parameters["results_file"] = str(results_file)
             label = "".join(f"-{name}={value}" for name, value in parameters.items()).replace("/", "_")
             output = (arguments.output or ROOT / "_runs" / f"{chapter.stem}{label}.ipynb").resolve()
             refuse_committed(output.parent)
             execute(chapter, output, parameters)
         else:
             parser.error("name a chapter, or --list, --all or --book")
-    except (ValueError, RuntimeError, subprocess.CalledProcessError) as error:
+    except (ValueError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
     except PapermillExecutionError as error:
         sys.exit(f"error: {error.ename} in cell {error.exec_count}: {error.evalue}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the cells that were run are in the file that ends in -unfinished.ipynb")
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -26,14 +27,13 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from distributed import Client, LocalCluster, as_completed
 from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from rerun import HERE, ROOT, check_parameters, find_chapter, refuse_committed, tagged
+from rerun import HERE, ROOT, check_parameters, find_chapter, parse, refuse_committed, tagged
 
 from attractor_lib.plots import use_style
 from attractor_lib.results import save_results, write_whole
@@ -88,7 +88,8 @@ def run_points(points: list[tuple[str, Path, Path, dict]], scheduler: str | None
     jobs, failed, began = jobs or os.cpu_count(), [], time.perf_counter()
     if not points:
         return failed
-    cluster = None if scheduler else LocalCluster(n_workers=min(jobs, len(points)), threads_per_worker=1, dashboard_address=None)
+    cluster = None if scheduler else LocalCluster(n_workers=min(jobs, len(points)), threads_per_worker=1, dashboard_address=None,
+                                                       silence_logs=logging.ERROR)
     threads = 1 if scheduler else max(1, os.cpu_count() // jobs)
     parts = {chapter: relevant_part(chapter) for _, _, chapter, _ in points}
     with Client(cluster or scheduler, timeout=30) as client:
@@ -156,7 +157,7 @@ def draw(frame: pd.DataFrame, grid: dict, show: str | None):
     return facets.figure
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python notebooks/sweep.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapter", help="the beginning of a chapter's name, for example 04, or the path of a notebook")
@@ -175,15 +176,17 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
+    arguments = parse_arguments()
     try:
         chapter = find_chapter(arguments.chapter)
         folder = (arguments.output or ROOT / "_runs" / f"sweep-{chapter.stem}").resolve()
         refuse_committed(folder)
-        fixed = {name: yaml.safe_load(value) for name, value in arguments.parameter}
-        grid = {name: [yaml.safe_load(value) for value in values] for name, *values in arguments.grid}
+        fixed = {name: parse(name, value) for name, value in arguments.parameter}
+        grid = {name: [parse(name, value) for value in values] for name, *values in arguments.grid}
         if len(grid) < len(arguments.grid) or set(grid) & set(fixed) or not all(grid.values()):
             raise ValueError("each parameter must be named once, with at least one value")
+        if repeated := [f"{name} {v}" for name, values in grid.items() for n, v in enumerate(values) if v in values[:n]]:
+            raise ValueError(f"each value of the grid must be given once, got {', '.join(repeated)} again")
         if "results_file" in {*grid, *fixed}:
             raise ValueError("results_file is set by the sweep")
         if arguments.jobs < 1:
@@ -203,7 +206,10 @@ def main() -> None:
             for column, value in arguments.where:
                 if column not in frame:
                     raise ValueError(f"--where must name one of {', '.join(frame)}, got {column!r}; the table is in {folder}/results.csv")
-                frame = frame[frame[column] == yaml.safe_load(value)]
+                there = frame[column].unique()
+                frame = frame[frame[column] == parse(column, value)]
+                if frame.empty:
+                    raise ValueError(f"--where {column} must be one of {', '.join(map(str, there))}, got {value}")
             draw(frame.drop(columns=[*fixed]), grid, arguments.show).savefig(folder / "figure.png", dpi=150, bbox_inches="tight")
             print(f"== {len(points) - len(failed)} of {len(points)} points in {folder}/results.csv and figure.png")
         if failed:

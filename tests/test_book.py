@@ -155,6 +155,8 @@ def test_rerun_refuses_an_unknown_parameter_with_the_known_ones():
     (("01", "-p", "beta", -1), "beta (inverse temperature) must be > 0, got -1"),
     (("01", "-o", ROOT / "notebooks" / "01_local_energies.ipynb"), "output must not lie among the committed notebooks"),
     (("--all", "--output-dir", ROOT / "book" / "notebooks"), "output must not lie among the committed notebooks"),
+    (("01", "-p", "beta", "["), "beta: expected a value in YAML"),
+    (("12", "-p", "results_file", ROOT / "notebooks" / "results.json"), "output must not lie among the committed notebooks"),
     (("--all", "-p", "beta", 2), "--all runs every chapter with its default parameters"),
 ])
 def test_rerun_refuses_bad_arguments(arguments, message):

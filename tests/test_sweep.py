@@ -99,6 +99,8 @@ def swept(monkeypatch, *arguments):
     (["--grid", "beta", 1, "--grid", "beta", 2], "each parameter must be named once"),
     (["--grid", "folder", "a"], "each parameter must be named once"),
     (["--grid", "results_file", "a"], "results_file is set by the sweep"),
+    (["--grid", "beta", 1, 5, 1.0], "each value of the grid must be given once, got beta 1.0 again"),
+    (["--grid", "beta", "["], "beta: expected a value in YAML"),
     (["--grid", "beta", 1, "--output", ROOT / "notebooks"], "must not lie among the committed notebooks")])
 def test_everything_is_checked_before_any_work(toy, monkeypatch, more, message):
     with pytest.raises(SystemExit, match=message):
