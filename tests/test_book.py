@@ -164,6 +164,17 @@ def test_rerun_refuses_bad_arguments(arguments, message):
     assert done.returncode != 0 and message in done.stderr
 
 
+def test_a_rerun_that_fails_says_where_its_cells_are_and_they_have_no_provenance_of_another_run(tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / "01_local_energies.ipynb", as_version=4)
+    assert "provenance" in notebook.metadata
+    notebook.cells[3:] = [nbformat.v4.new_code_cell("1 / 0")]
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    done = rerun(tmp_path / "broken.ipynb", "-o", tmp_path / "out.ipynb")
+    unfinished = tmp_path / "out-unfinished.ipynb"
+    assert done.returncode != 0 and f"the cells that were run are in {unfinished}" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert "provenance" not in nbformat.read(unfinished, as_version=4).metadata and not (tmp_path / "out.ipynb").exists()
+
+
 def test_rerun_runs_a_chapter_with_other_parameters_and_leaves_the_committed_one_alone(tmp_path):
     chapter = ROOT / "notebooks" / "01_local_energies.ipynb"
     before = chapter.read_bytes()

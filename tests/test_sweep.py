@@ -108,6 +108,12 @@ def test_everything_is_checked_before_any_work(toy, monkeypatch, more, message):
     assert not (toy.parent / "runs").exists() and not (toy.parent / "out").exists()
 
 
+def test_a_figure_of_no_rows_is_refused_with_the_values_there_are(toy, monkeypatch):
+    with pytest.raises(SystemExit, match="--where k must be one of 1, 4, got 9"):
+        swept(monkeypatch, *command(toy, "--grid", "beta", 1, "--jobs", 1, "--where", "k", 9)[1:])
+    assert (toy.parent / "out" / "results.csv").exists() and not (toy.parent / "out" / "figure.png").exists()
+
+
 def test_a_notebook_without_results_is_refused(toy, monkeypatch):
     notebook = nbformat.read(toy, as_version=4)
     del notebook.cells[2:]
