@@ -1,1 +1,26 @@
-"""Self-attention as an attractor network: local energies, their dynamics, and learning without backpropagation."""
+"""Self-attention as an attractor network: transient memories, learning without backpropagation."""
+
+from attractor_lib.corruption import AddNoise, HideTokens, mean_token, no_corruption
+from attractor_lib.data import load_images
+from attractor_lib.dynamics import run
+from attractor_lib.embedding import PatchEmbedding
+from attractor_lib.learning import energy_rule, prediction_rule
+from attractor_lib.model import AttractorNetwork
+from attractor_lib.trainer import TrainingConfig, train
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "AddNoise",
+    "AttractorNetwork",
+    "HideTokens",
+    "PatchEmbedding",
+    "TrainingConfig",
+    "energy_rule",
+    "load_images",
+    "mean_token",
+    "no_corruption",
+    "prediction_rule",
+    "run",
+    "train",
+]

@@ -1,4 +1,6 @@
-"""Measurements on states and trajectories: errors, overlaps, lifetimes, what is reached in the end."""
+"""Measurements on states and trajectories: errors, overlaps, lifetimes, what is reached in the
+end.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from attractor_lib import fast
+from attractor_lib import kernels
 from attractor_lib.dynamics import run
 from attractor_lib.embedding import PatchEmbedding
 
@@ -15,32 +17,53 @@ from attractor_lib.embedding import PatchEmbedding
 def overlap(x: Tensor, y: Tensor) -> Tensor:
     """m = (1/N) sum_i x_i . y_i, from -1 to 1: (..., N, d) with (..., N, d) to (...)."""
     if x.shape[-2:] != y.shape[-2:]:
-        raise ValueError(f"x and y must have the same last two dimensions (N, d), got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"x and y must have the same last two dimensions (N, d), got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
     return (x * y).sum(-1).mean(-1)
 
 
 def nearest_overlap(x: Tensor, examples: Tensor, block: int = 1000) -> tuple[Tensor, Tensor]:
-    """The largest overlap of each state x (batch, N, d) with the examples (n, N, d), and that example's index: (batch,)."""
+    """The largest overlap of each state x (batch, N, d) with the examples (n, N, d), and that
+    example's index: (batch,).
+    """
     if x.shape[1:] != examples.shape[1:] or len(examples) == 0:
-        raise ValueError(f"examples must have shape (n >= 1, {x.shape[1]}, {x.shape[2]}), got {tuple(examples.shape)}")
+        raise ValueError(
+            f"examples must have shape (n >= 1, {x.shape[1]}, {x.shape[2]}), got "
+            f"{tuple(examples.shape)}"
+        )
     flat = examples.flatten(1).mT / x.shape[1]
     best = [(b.flatten(1) @ flat).max(-1) for b in x.split(block)]
     return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
 
 
 @torch.no_grad()
-def restoration_error(update: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]], tokens: Tensor, corrupt: Callable,
-                      embedding: PatchEmbedding, n_steps: int = 1, seed: int = 0, block: int = 1000,
-                      pixels: Tensor | None = None) -> Tensor:
-    """Mean squared error per pixel, pixels in [0, 1], on the corrupted sites, at t = 0 ... n_steps: (n_steps + 1, n).
+def restoration_error(
+    update: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
+    tokens: Tensor,
+    corrupt: Callable,
+    embedding: PatchEmbedding,
+    n_steps: int = 1,
+    seed: int = 0,
+    block: int = 1000,
+    pixels: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error per pixel on the corrupted sites, at t = 0 ... n_steps: (n_steps + 1, n).
 
-    One value for each example, so that the caller has the standard error too. Sites that were not corrupted are
-    clamped. update: a network's ``update``, or any model's prediction; or a sequence of n_steps of them, one for each step.
-    The corruption is the same for the same seed. pixels: (n, N, P) of the true patches, where the tokens do not hold all.
+    One value for each example, so that the caller has the standard error too. Sites that were not
+    corrupted are clamped. The corruption is the same for the same seed.
+
+    Args:
+        update: a network's ``update``, or any model's prediction; or a sequence of n_steps of them,
+            one for each step.
+        pixels: (n, N, P) of the true patches, values in [0, 1], where the tokens do not hold all.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
     errors = []
-    for x, true in zip(tokens.split(block), (embedding.pixels(tokens) if pixels is None else pixels).split(block)):
+    for x, true in zip(
+        tokens.split(block), (embedding.pixels(tokens) if pixels is None else pixels).split(block)
+    ):
         state, sites = corrupt(x, generator)
 
         def error(s: Tensor) -> Tensor:
@@ -54,22 +77,28 @@ def restoration_error(update: Callable[[Tensor], Tensor] | Sequence[Callable[[Te
 def operations(call: Callable[[], object]) -> int:
     """Multiplications and additions of the matrix products in a call, counted by torch as they run.
 
-    By the plain path and unfused attention, whose products are the same: torch sees neither inside a fast path nor
-    inside fused attention.
+    By the batched kernel and unfused attention, whose products are the same: torch sees neither
+    inside a fused kernel nor inside fused attention.
     """
+
     def in_place(total, a, b, **_):
         return 2 * a[0] * a[1] * a[2] * b[2]
 
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place})  # not counted by default
-    with fast.off(), sdpa_kernel(SDPBackend.MATH), counter:
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place}
+    )  # not counted by default
+    with kernels.only("batched"), sdpa_kernel(SDPBackend.MATH), counter:
         call()
     return counter.get_total_flops()
 
 
 def transient_lifetime(m: Tensor, threshold: float) -> Tensor:
-    """The last step t up to which the overlap m (n_steps + 1, batch) has stayed at or above the threshold: (batch,).
+    """The last step up to which the overlap has stayed at or above the threshold: (batch,).
 
     0 if it is below already at t = 1; n_steps if it never falls below: read that as "at least".
+
+    Args:
+        m: (n_steps + 1, batch), the overlaps.
     """
     if m.ndim != 2:
         raise ValueError(f"m must have shape (n_steps + 1, batch), got {tuple(m.shape)}")
@@ -77,9 +106,12 @@ def transient_lifetime(m: Tensor, threshold: float) -> Tensor:
 
 
 def distinct_states(x: Tensor, same: float = 0.99) -> tuple[Tensor, Tensor]:
-    """Group states (batch, N, d) of mutual overlap above `same`: indices of one state a group, and sizes, largest first.
+    """Group states (batch, N, d) of mutual overlap above `same`, greedily.
 
-    Greedy: a state joins the first group whose representative it matches.
+    A state joins the first group whose representative it matches.
+
+    Returns:
+        Indices of one state a group, and the groups' sizes, largest first.
     """
     representatives, sizes = [], []
     left = torch.arange(len(x), device=x.device)
@@ -96,33 +128,62 @@ def distinct_states(x: Tensor, same: float = 0.99) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def retrieval(update: Callable[[Tensor], Tensor], examples: Tensor, corrupt: Callable, n_steps: int = 100,
-              threshold: float = 0.95, clamp: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Whether examples (n, N, d) come back from a corrupted start: retrieved (n,), and the overlaps m (n_steps + 1, n).
+def retrieval(
+    update: Callable[[Tensor], Tensor],
+    examples: Tensor,
+    corrupt: Callable,
+    n_steps: int = 100,
+    threshold: float = 0.95,
+    clamp: bool = False,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Whether examples (n, N, d) come back from a corrupted start (10_basins).
 
-    m(t) = (1/N) sum_i x_i(t) . xi_i with the intact example xi; retrieved: m(n_steps) >= threshold. The best overlap on
-    the way is ``m[1:].amax(0)`` (notebook 10_basins).
+    With the intact example xi, m(t) = (1/N) sum_i x_i(t) . xi_i, and retrieved means m(n_steps) >=
+    threshold. The best overlap on the way is ``m[1:].amax(0)``.
 
-    update: a step function, such as ``network.update``. corrupt: (tokens, generator) -> (state, sites).
-    clamp: hold the sites that were not corrupted. The corruption is the same for the same seed.
-    Raises ValueError for a threshold outside (-1, 1], or what `run` refuses.
+    Args:
+        update: a step function, such as ``network.update``.
+        corrupt: (tokens, generator) -> (state, sites). The same for the same seed.
+        clamp: hold the sites that were not corrupted.
+
+    Returns:
+        Retrieved (n,), and the overlaps m (n_steps + 1, n).
+
+    Raises:
+        ValueError: for a threshold outside (-1, 1], or what `run` refuses.
     """
     if not -1 < threshold <= 1:
         raise ValueError(f"threshold must be an overlap, above -1 and at most 1, got {threshold}")
     state, sites = corrupt(examples, torch.Generator(examples.device).manual_seed(seed))
-    m = run(update, state, n_steps, clamped=~sites if clamp else None, observe=lambda x: overlap(x, examples)).states
+    m = run(
+        update,
+        state,
+        n_steps,
+        clamped=~sites if clamp else None,
+        observe=lambda x: overlap(x, examples),
+    ).states
     return m[-1] >= threshold, m
 
 
 def basin_radius(strengths: Tensor, fractions: Tensor, level: float = 0.5) -> float:
-    """The strength at which the fraction retrieved first falls below `level`, linear between measured points.
+    """The strength at which the fraction retrieved first falls below `level`.
 
-    strengths (k,), rising, and fractions (k,), k >= 2. 0 if it is below at the first strength already (there is no
-    basin to speak of); inf if it never falls below: the radius is larger than the largest strength tried.
+    Linear between measured points: strengths (k,), rising, and fractions (k,), k >= 2. 0 if it is
+    below at the first strength already (there is no basin to speak of); inf if it never falls
+    below: the radius is larger than the largest strength tried.
     """
-    if strengths.ndim != 1 or strengths.shape != fractions.shape or len(strengths) < 2 or not (strengths.diff() > 0).all():
-        raise ValueError(f"expected rising strengths (k >= 2,) and as many fractions, got {strengths.tolist()} and "
-                         f"{fractions.tolist()}")
+    if (
+        strengths.ndim != 1
+        or strengths.shape != fractions.shape
+        or len(strengths) < 2
+        or not (strengths.diff() > 0).all()
+    ):
+        raise ValueError(
+            "expected rising strengths (k >= 2,) and as many fractions, got "
+            f"{strengths.tolist()} and "
+            f"{fractions.tolist()}"
+        )
     below = (fractions < level).nonzero()
     if len(below) == 0:
         return float("inf")
@@ -130,4 +191,6 @@ def basin_radius(strengths: Tensor, fractions: Tensor, level: float = 0.5) -> fl
     if k == 0:
         return 0.0
     high, low = fractions[k - 1].item(), fractions[k].item()
-    return (strengths[k - 1] + (strengths[k] - strengths[k - 1]) * (high - level) / (high - low)).item()
+    return (
+        strengths[k - 1] + (strengths[k] - strengths[k - 1]) * (high - level) / (high - low)
+    ).item()

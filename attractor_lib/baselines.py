@@ -1,11 +1,13 @@
-"""What the attractor network is compared with, made of torch's own layers and trained by backpropagation."""
+"""What the attractor network is compared with, made of torch's own layers and trained by
+backpropagation.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attractor_lib.learning import Gradients
-from attractor_lib.model import exclude_self
+from attractor_lib.states import exclude_self
 
 
 class _TokenModel(nn.Module):
@@ -13,7 +15,9 @@ class _TokenModel(nn.Module):
 
     def __init__(self, n_sites: int, dim: int, width: int = 64, n_heads: int = 8, seed: int = 0):
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator only
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's layers draw from the global generator only
             torch.manual_seed(seed)
             self.embed, self.read_out = nn.Linear(dim, width), nn.Linear(width, dim)
             self.positions = nn.Parameter(0.3 * torch.randn(n_sites, width))
@@ -25,7 +29,9 @@ class _TokenModel(nn.Module):
 
 
 class BareAttention(_TokenModel):
-    """One standard attention layer between embedding with positions and read-out. No MLP, no residual."""
+    """One standard attention layer between embedding with positions and read-out. No MLP, no
+    residual.
+    """
 
     def build(self, width: int, n_heads: int) -> None:
         self.attention = nn.MultiheadAttention(width, n_heads, batch_first=True)
@@ -35,31 +41,47 @@ class BareAttention(_TokenModel):
 
 
 class TransformerBlock(_TokenModel):
-    """One full transformer block: attention, an MLP of 4 x width, residuals, and a layer norm before each, as in GPT-2."""
+    """One full transformer block: attention, an MLP of 4 x width, residuals, and a layer norm
+    before each, as in GPT-2.
+    """
 
     def build(self, width: int, n_heads: int) -> None:
-        self.block = nn.TransformerEncoderLayer(width, n_heads, 4 * width, dropout=0.0, activation="gelu",
-                                                batch_first=True, norm_first=True)
+        self.block = nn.TransformerEncoderLayer(
+            width,
+            n_heads,
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
 
     def layer(self, z: Tensor) -> Tensor:
         return self.block(z)
 
 
 class EnergyTransformer(_TokenModel):
-    """The block of the Energy Transformer (Hoover et al., 2023): n_steps of descent on one energy of all tokens, by backpropagation through the steps.
+    """The block of the Energy Transformer (Hoover et al., 2023).
+
+    n_steps of descent on one energy of all tokens, by backpropagation through the steps::
 
         g = layer norm of z with a scalar gain,   Q_h = W^Q_h g,   K_h = W^K_h g
-        E = -(1/beta) sum_h sum_i log sum_{j != i} exp(beta K_hj . Q_hi) - 1/2 sum_i |relu(xi g_i)|^2
+        E = -(1/beta) sum_h sum_i log sum_{j != i} exp(beta K_hj . Q_hi)
+            - 1/2 sum_i |relu(xi g_i)|^2
         z <- z - step dE/dg
 
-    with beta = 1/sqrt(width of a head), and xi of 4 x width memories. step starts at 0.1 and is learned.
+    with beta = 1/sqrt(width of a head), and xi of 4 x width memories. step starts at 0.1 and is
+    learned.
     """
 
     n_steps = 4
 
     def build(self, width: int, n_heads: int) -> None:
         self.gain, self.shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(width))
-        self.query, self.key = (nn.Parameter(width**-0.5 * torch.randn(n_heads, width // n_heads, width)) for _ in range(2))
+        self.query, self.key = (
+            nn.Parameter(width**-0.5 * torch.randn(n_heads, width // n_heads, width))
+            for _ in range(2)
+        )
         self.memories = nn.Parameter(width**-0.5 * torch.randn(4 * width, width))
         self.step = nn.Parameter(torch.tensor(0.1))
 
@@ -68,7 +90,9 @@ class EnergyTransformer(_TokenModel):
         q, k = (torch.einsum("hrc,mic->mhir", w, g) for w in (self.query, self.key))
         beta = q.shape[-1] ** -0.5
         a = exclude_self(beta * (q @ k.mT)).softmax(-1)
-        attention = (torch.einsum("mhir,hrc->mic", a @ k, self.query) + torch.einsum("mhir,hrc->mic", a.mT @ q, self.key))
+        attention = torch.einsum("mhir,hrc->mic", a @ k, self.query) + torch.einsum(
+            "mhir,hrc->mic", a.mT @ q, self.key
+        )
         return attention + torch.relu(g @ self.memories.mT) @ self.memories
 
     def layer(self, z: Tensor) -> Tensor:
@@ -78,18 +102,23 @@ class EnergyTransformer(_TokenModel):
 
 
 class HopfieldLayer(nn.Module):
-    """A modern Hopfield layer with learned patterns (Ramsauer et al., 2021): the whole example asks, patterns answer.
+    """A modern Hopfield layer with learned patterns (Ramsauer et al., 2021)::
 
         prediction = sum_m softmax_m(beta r_m . x) y_m + b,   beta = sqrt(N)
 
-    with n_patterns stored r_m to compare with and y_m to retrieve, each of the shape of an example (N, d).
+    The whole example asks, patterns answer: n_patterns stored r_m to compare with and y_m to
+    retrieve, each of the shape of an example (N, d).
     """
 
     def __init__(self, n_sites: int, dim: int, n_patterns: int = 256, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.stored = nn.Parameter((n_sites * dim) ** -0.5 * torch.randn(n_patterns, n_sites * dim, generator=generator))
-        self.retrieved = nn.Parameter((n_sites * dim) ** -0.5 * torch.randn(n_patterns, n_sites * dim, generator=generator))
+        self.stored = nn.Parameter(
+            (n_sites * dim) ** -0.5 * torch.randn(n_patterns, n_sites * dim, generator=generator)
+        )
+        self.retrieved = nn.Parameter(
+            (n_sites * dim) ** -0.5 * torch.randn(n_patterns, n_sites * dim, generator=generator)
+        )
         self.bias = nn.Parameter(torch.zeros(n_sites * dim))
         self.beta = n_sites**0.5
 
@@ -99,8 +128,12 @@ class HopfieldLayer(nn.Module):
         return (a @ self.retrieved + self.bias).view_as(x)
 
 
-def backpropagation(model: nn.Module, state: Tensor, target: Tensor, sites: Tensor) -> tuple[Tensor, Gradients]:
-    """The loss of `prediction_rule`, mean over examples of 1/2 sum_{i in sites} |r_i|^2, and autograd's gradients."""
+def backpropagation(
+    model: nn.Module, state: Tensor, target: Tensor, sites: Tensor
+) -> tuple[Tensor, Gradients]:
+    """The loss of `prediction_rule`, mean over examples of 1/2 sum_{i in sites} |r_i|^2, and
+    autograd's gradients.
+    """
     residual = (model(state) - target) * sites[..., None]
     loss = residual.square().sum() / (2 * len(state))
     names, parameters = zip(*model.named_parameters())

@@ -1,4 +1,6 @@
-"""Images as vector spins: patches of pixels, or their low frequencies, placed on the unit sphere."""
+"""Images as vector spins: patches of pixels, or their low frequencies, placed on the unit
+sphere.
+"""
 
 import math
 
@@ -8,25 +10,32 @@ from torch.nn import functional as F
 
 
 class PatchEmbedding:
-    """A square image as N tokens on the unit sphere, and back (notebook 02_images_as_spins).
+    """A square image as N tokens on the unit sphere, and back (02_images_as_spins).
 
-    The P pixels p in [0, 1] of a patch become u = 2p - 1, and the token is
-        x = (u, sqrt(P + 1 - |u|^2)) / sqrt(P + 1) in R^d, d = P + 1, |x| = 1.
-    The last component is what |u| leaves, so nothing is lost and every patch has its own point on the sphere.
+    The P pixels p in [0, 1] of a patch become u = 2p - 1, and the token is::
 
-    With ``n_frequencies=c`` a token holds, in place of u, the c lowest frequencies C u of the patch's discrete cosine
-    transform (C: c orthonormal rows), and d = c + 1. Then `pixels` gives the patch without its high frequencies.
+        x = (u, sqrt(P + 1 - |u|^2)) / sqrt(P + 1) in R^d ,     d = P + 1 ,     |x| = 1
 
-    Arguments
+    The last component is what ``|u|`` leaves, so nothing is lost and every patch has its own point
+    on the sphere. With ``n_frequencies=c`` a token holds, in place of u, the c lowest frequencies C
+    u of the patch's discrete cosine transform (C: c orthonormal rows), and d = c + 1. Then `pixels`
+    gives the patch without its high frequencies.
+
+    Args:
         image_size: height = width in pixels.
         patch_size: height = width of a patch; must divide image_size.
         n_frequencies: None for all pixels, or c from 1 to P.
-    Sites run row by row over the patches, components row by row over a patch's pixels, or from low frequency to high.
+
+    Sites run row by row over the patches, components row by row over a patch's pixels, or from low
+    frequency to high.
     """
 
     def __init__(self, image_size: int, patch_size: int, n_frequencies: int | None = None):
         if image_size < 1 or patch_size < 1 or image_size % patch_size:
-            raise ValueError(f"patch_size must divide image_size, got image_size={image_size}, patch_size={patch_size}")
+            raise ValueError(
+                f"patch_size must divide image_size, got image_size={image_size}, "
+                f"patch_size={patch_size}"
+            )
         self.image_size, self.patch_size = image_size, patch_size
         self.n_pixels = patch_size**2
         self.n_sites = (image_size // patch_size) ** 2
@@ -36,7 +45,10 @@ class PatchEmbedding:
         elif isinstance(n_frequencies, int) and 1 <= n_frequencies <= self.n_pixels:
             self.dim, self.C = n_frequencies + 1, _cosines(patch_size)[:n_frequencies]
         else:
-            raise ValueError(f"n_frequencies must be a whole number from 1 to {self.n_pixels}, got {n_frequencies!r}")
+            raise ValueError(
+                f"n_frequencies must be a whole number from 1 to {self.n_pixels}, got "
+                f"{n_frequencies!r}"
+            )
 
     def __repr__(self) -> str:
         low = "" if self.n_frequencies is None else f", n_frequencies={self.n_frequencies}"
@@ -46,13 +58,23 @@ class PatchEmbedding:
         """Images (batch, height, width) with values in [0, 1] to tokens (batch, N, d)."""
         size = self.image_size
         if not isinstance(images, Tensor):
-            raise ValueError(f"images must be a torch.Tensor, got {type(images).__name__}: torch.as_tensor makes one of an array")
+            raise ValueError(
+                f"images must be a torch.Tensor, got {type(images).__name__}: torch.as_tensor "
+                "makes one of an array"
+            )
         if images.ndim != 3 or images.shape[1:] != (size, size):
-            raise ValueError(f"images must have shape (batch, {size}, {size}), got {tuple(images.shape)}")
+            raise ValueError(
+                f"images must have shape (batch, {size}, {size}), got {tuple(images.shape)}"
+            )
         if not images.is_floating_point():
-            raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}: divide 8-bit values by 255")
+            raise ValueError(
+                f"images must be floating point in [0, 1], got {images.dtype}: divide 8-bit "
+                "values by 255"
+            )
         if len(images) and not (images.min() >= 0 and images.max() <= 1):  # NaN fails too
-            raise ValueError(f"images must have values in [0, 1], got [{images.min():.3g}, {images.max():.3g}]")
+            raise ValueError(
+                f"images must have values in [0, 1], got [{images.min():.3g}, {images.max():.3g}]"
+            )
         u = 2 * self.patches(images) - 1
         if self.n_frequencies is not None:
             u = u @ self.C.to(u).mT
@@ -61,9 +83,14 @@ class PatchEmbedding:
         return torch.cat([u, rest], -1) / norm_squared**0.5
 
     def pixels(self, tokens: Tensor) -> Tensor:
-        """The pixels (batch, N, P) of each token; of a token that is no patch, the nearest values in [0, 1]."""
+        """The pixels (batch, N, P) of each token; of a token that is no patch, the nearest values
+        in [0, 1].
+        """
         if tokens.ndim != 3 or tokens.shape[1:] != (self.n_sites, self.dim):
-            raise ValueError(f"tokens must have shape (batch, {self.n_sites}, {self.dim}), got {tuple(tokens.shape)}")
+            raise ValueError(
+                f"tokens must have shape (batch, {self.n_sites}, {self.dim}), got "
+                f"{tuple(tokens.shape)}"
+            )
         if tokens.isnan().any():
             raise ValueError("tokens must be numbers, got NaN")
         u = tokens[..., :-1] * (self.n_pixels + 1) ** 0.5
@@ -72,8 +99,12 @@ class PatchEmbedding:
         return ((u + 1) / 2).clamp(0, 1)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (batch, N, d) to images (batch, height, width): the exact inverse of `encode` if it keeps all pixels."""
-        return F.fold(self.pixels(tokens).mT, self.image_size, self.patch_size, stride=self.patch_size)[:, 0]
+        """Tokens (batch, N, d) to images (batch, height, width): the exact inverse of `encode` if
+        it keeps all pixels.
+        """
+        return F.fold(
+            self.pixels(tokens).mT, self.image_size, self.patch_size, stride=self.patch_size
+        )[:, 0]
 
     def patches(self, images: Tensor) -> Tensor:
         """Images (batch, height, width) as the pixels (batch, N, P) of their patches."""
@@ -81,7 +112,9 @@ class PatchEmbedding:
 
 
 def _cosines(size: int) -> Tensor:
-    """The two-dimensional discrete cosine transform of a patch: (P, P), orthonormal rows, by rising frequency."""
+    """The two-dimensional discrete cosine transform of a patch: (P, P), orthonormal rows, by rising
+    frequency.
+    """
     k = torch.arange(size, dtype=torch.float64)
     rows = torch.cos(math.pi * (k + 0.5) * k[:, None] / size)
     rows /= rows.norm(dim=1, keepdim=True)

@@ -1,41 +1,59 @@
-"""Hopfield networks of vector spins: couplings written down from the patterns, and the modern one that keeps them."""
+"""Hopfield networks of vector spins: couplings written down from the patterns, and the modern one
+that keeps them.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
-from attractor_lib.model import project
 from attractor_lib.patterns import require_memory
+from attractor_lib.states import check_norms, project
 
 
 def _check_patterns(patterns: Tensor) -> Tensor:
-    if not isinstance(patterns, Tensor) or patterns.ndim != 3 or len(patterns) == 0 or not patterns.is_floating_point():
-        got = f"{patterns.dtype} {tuple(patterns.shape)}" if isinstance(patterns, Tensor) else type(patterns).__name__
+    if (
+        not isinstance(patterns, Tensor)
+        or patterns.ndim != 3
+        or len(patterns) == 0
+        or not patterns.is_floating_point()
+    ):
+        got = (
+            f"{patterns.dtype} {tuple(patterns.shape)}"
+            if isinstance(patterns, Tensor)
+            else type(patterns).__name__
+        )
         raise ValueError(f"patterns must be a floating tensor of shape (n >= 1, N, d), got {got}")
-    return _check_norms(patterns, "patterns")
-
-
-def _check_norms(x: Tensor, name: str) -> Tensor:
-    off = (x.norm(dim=-1) - 1).abs()
-    if not (off <= 1e-3).all():  # written so that NaN fails too
-        raise ValueError(f"{name} must have tokens of norm 1, got norms that differ from 1 by up to {off.max():.3g}")
-    return x
+    return check_norms(patterns, "patterns")
 
 
 def _require_couplings(patterns: Tensor) -> None:
     _, n_sites, dim = patterns.shape
-    require_memory(2 * (n_sites * dim) ** 2 * patterns.dtype.itemsize, f"couplings of {n_sites} sites and {dim} components",
-                   patterns.device)
+    require_memory(
+        2 * (n_sites * dim) ** 2 * patterns.dtype.itemsize,
+        f"couplings of {n_sites} sites and {dim} components",
+        patterns.device,
+    )
 
 
 @torch.no_grad()
 def hebbian_couplings(patterns: Tensor) -> Tensor:
-    """Hebb's rule for vector spins: J_ij = sum_mu xi^mu_i (xi^mu_j)^T for j != i, J_ii = 0.
+    """Hebb's rule for vector spins (09_synthetic_patterns)::
 
-    Normalised so that a single pattern sends messages J_ij xi_j = xi_i of norm 1. Symmetric, J_ij = J_ji^T. Derived in
-    notebook 09_synthetic_patterns. patterns (n, N, d), tokens of norm 1; returns (1, N, N, d, d), the couplings of a
-    one-head full-rank network, whatever n. Raises ValueError for other patterns, MemoryError where J would not fit.
+        J_ij = sum_mu xi^mu_i (xi^mu_j)^T for j != i ,     J_ii = 0
+
+    Normalised so that a single pattern sends messages J_ij xi_j = xi_i of norm 1. Symmetric,
+    J_ij = J_ji^T.
+
+    Args:
+        patterns: (n, N, d), tokens of norm 1.
+
+    Returns:
+        (1, N, N, d, d), the couplings of a one-head full-rank network, whatever n.
+
+    Raises:
+        ValueError: for other patterns.
+        MemoryError: where J would not fit.
     """
     _, n_sites, _ = _check_patterns(patterns).shape
     _require_couplings(patterns)
@@ -46,17 +64,29 @@ def hebbian_couplings(patterns: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pseudo_inverse_couplings(patterns: Tensor) -> Tensor:
-    """The smallest couplings of least squared error when every site is to be the mean of its messages,
-    1/(N-1) sum_{j != i} J_ij xi^mu_j = xi^mu_i.
+    """The smallest couplings of least squared error when every site is to be the mean of its
+    messages.
 
-        J_i. = (N - 1) X_i^T (X_rest^T)^+ ,   X_i (n, d) the patterns' tokens at site i, X_rest (n, (N-1) d) all the others
+    ::
 
-    The limit beta -> 0 of the prediction rule on clean states, trained from couplings zero by gradient descent. For n <=
-    (N - 1) d patterns in general position the error is zero, and J = (N - 1) [1 - D^-1 (1 - Q)] with the projector Q on
-    the span of the patterns and D the blocks i = j of 1 - Q. Derived in notebook 09_synthetic_patterns.
+        1/(N-1) sum_{j != i} J_ij xi^mu_j = xi^mu_i
+        J_i. = (N - 1) X_i^T (X_rest^T)^+ ,     X_i (n, d) the patterns' tokens at site i,
+                                                X_rest (n, (N-1) d) all the others
 
-    patterns (n, N >= 2, d), tokens of norm 1; returns (1, N, N, d, d), not symmetric, blocks i = j zero. Raises ValueError
-    for other patterns, MemoryError where J would not fit.
+    The limit beta -> 0 of the prediction rule on clean states, trained from couplings zero by
+    gradient descent. For n <= (N - 1) d patterns in general position the error is zero, and J = (N
+    - 1) [1 - D^-1 (1 - Q)] with the projector Q on the span of the patterns and D the blocks i = j
+    of 1 - Q. Derived in 09_synthetic_patterns.
+
+    Args:
+        patterns: (n, N >= 2, d), tokens of norm 1.
+
+    Returns:
+        (1, N, N, d, d), not symmetric, blocks i = j zero.
+
+    Raises:
+        ValueError: for other patterns.
+        MemoryError: where J would not fit.
     """
     _, n_sites, dim = _check_patterns(patterns).shape
     if n_sites < 2:
@@ -72,18 +102,22 @@ def pseudo_inverse_couplings(patterns: Tensor) -> Tensor:
 
 
 class ModernHopfield:
-    """A modern Hopfield network: it keeps the patterns, and a state attends to them.
+    """A modern Hopfield network: it keeps the patterns, and a state attends to them::
 
         E(x)     = -(1/beta) log sum_mu exp(beta sum_i xi^mu_i . x_i)
         p_mu     = softmax over mu of (beta sum_j xi^mu_j . x_j)
         x_i(t+1) = P[ -dE/dx_i ] = P[ sum_mu p_mu xi^mu_i ]
 
-    One global energy, and it never rises, whichever sites are updated together: E is concave, so E(x') - E(x) <=
-    -sum_i g_i . (x'_i - x_i) with g = -dE/dx, and x'_i = P[g_i] has the largest g_i . x'_i there is. Derived in notebook
-    09_synthetic_patterns.
+    One global energy, and it never rises, whichever sites are updated together: E is concave, so
+    E(x') - E(x) <= -sum_i g_i . (x'_i - x_i) with g = -dE/dx, and x'_i = P[g_i] has the largest
+    g_i . x'_i there is. Derived in 09_synthetic_patterns.
 
-    patterns: (n, N, d), tokens of norm 1; kept, not copied: n N d numbers.  beta: inverse temperature, > 0.
-    Raises ValueError for other patterns, beta, or states.
+    Args:
+        patterns: (n, N, d), tokens of norm 1; kept, not copied: n N d numbers.
+        beta: inverse temperature, > 0.
+
+    Raises:
+        ValueError: for other patterns, beta, or states.
     """
 
     def __init__(self, patterns: Tensor, beta: float):
@@ -93,9 +127,11 @@ class ModernHopfield:
 
     def _blocks(self, x: Tensor):
         if x.ndim != 3 or x.shape[1:] != self.patterns.shape[1:] or x.dtype != self.patterns.dtype:
-            raise ValueError(f"x must be {self.patterns.dtype} of shape (batch, {self.patterns.shape[1]}, "
-                             f"{self.patterns.shape[2]}), got {x.dtype} {tuple(x.shape)}")
-        _check_norms(x, "x")
+            raise ValueError(
+                f"x must be {self.patterns.dtype} of shape (batch, {self.patterns.shape[1]}, "
+                f"{self.patterns.shape[2]}), got {x.dtype} {tuple(x.shape)}"
+            )
+        check_norms(x, "x")
         flat = self.patterns.flatten(1)
         for b in x.split(max(1, 2**24 // len(flat))):  # (block, n) scores at a time
             yield self.beta * b.flatten(1) @ flat.mT, flat
@@ -110,5 +146,7 @@ class ModernHopfield:
 
     def update(self, x: Tensor) -> Tensor:
         """x(t+1), all sites at once: (batch, N, d). A site without any field stays where it is."""
-        field = torch.cat([scores.softmax(-1) @ flat for scores, flat in self._blocks(x)]).view_as(x)
+        field = torch.cat([scores.softmax(-1) @ flat for scores, flat in self._blocks(x)]).view_as(
+            x
+        )
         return project(field, otherwise=x)

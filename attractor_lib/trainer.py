@@ -1,4 +1,4 @@
-"""One training loop for every model: a rule gives the gradients, a torch optimiser takes the step."""
+"""One loop for every model: a rule gives the gradients, a torch optimiser takes the step."""
 
 import inspect
 import math
@@ -7,27 +7,34 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from attractor_lib.checkpoint import Checkpoint, lasting_name
 from attractor_lib.learning import Gradients
 
 Rule = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Gradients]]
+Observer = Callable[[nn.Module, int], dict[str, float] | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How long and how fast.
 
-    epochs, batch_size: passes over the examples, and examples a step (a last incomplete batch is left out).
-    learning_rate: of the first step; it falls to zero along a cosine.
-    optimizer: a class of torch.optim.
-    seed: of the order of the examples and of their corruption.
-    coupling_norm: if given, every matrix J^h_ij (or U_i, V_j) is put back to this Frobenius norm after each step.
-    frozen: names of parameters that are left as they are.
+    Args:
+        epochs: passes over the examples.
+        batch_size: examples a step; a last incomplete batch is left out.
+        learning_rate: of the first step; it falls to zero along a cosine.
+        optimizer: a class of torch.optim.
+        seed: of the order of the examples and of their corruption.
+        coupling_norm: if given, every matrix J^h_ij (or U_i, V_j) is put back to this Frobenius
+            norm after each step.
+        frozen: names of parameters that are left as they are.
+
+    Raises:
+        ValueError: for a number out of range, or an unknown optimizer.
     """
 
     epochs: int = 10
@@ -40,132 +47,186 @@ class TrainingConfig:
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+            got = f"{self.epochs} and {self.batch_size}"
+            raise ValueError(f"epochs and batch_size must be at least 1, got {got}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be a finite number > 0, got {self.learning_rate}")
+            got = self.learning_rate
+            raise ValueError(f"learning_rate must be a finite number > 0, got {got}")
         if not isinstance(getattr(torch.optim, self.optimizer, None), type):
-            raise ValueError(f"optimizer must name a class of torch.optim, got {self.optimizer!r}")
+            got = repr(self.optimizer)
+            raise ValueError(f"optimizer must name a class of torch.optim, got {got}")
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """torch.device(name); "auto" is CUDA where there is one, else the CPU. RuntimeError for CUDA that is not there."""
+    """torch.device(name), where "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        RuntimeError: for CUDA that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device: "
-                           "use 'cpu' or 'auto', or install a CUDA build of torch")
+        raise RuntimeError(
+            f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device: "
+            "use 'cpu' or 'auto', or install a CUDA build of torch"
+        )
     return device
 
 
-def make_optimizer(name: str, parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
-    """A class of torch.optim by its name, fused where it can be: one pass over memory for all the arithmetic of a step.
+def make_optimizer(
+    name: str, parameters: Iterable[Tensor], learning_rate: float
+) -> torch.optim.Optimizer:
+    """A class of torch.optim, fused where it can be: a step in one pass over memory.
 
-    A fused step takes parameter and gradient number by number as they lie in memory, so both must be contiguous.
+    A fused step takes parameter and gradient number by number as they lie in memory, so both must
+    be contiguous.
     """
     kind, parameters = getattr(torch.optim, name), list(parameters)
-    fused = "fused" in inspect.signature(kind).parameters and all(p.is_contiguous() for p in parameters)
+    can_be = "fused" in inspect.signature(kind).parameters
+    fused = can_be and all(p.is_contiguous() for p in parameters)
     return kind(parameters, lr=learning_rate, **({"fused": True} if fused else {}))
 
 
-def train(model: nn.Module, rule: Rule, tokens: Tensor, corrupt: Callable, config: TrainingConfig,
-          checkpoint: str | os.PathLike | None = None, report: Callable[[str], None] | None = print) -> list[dict]:
-    """Train `model` in place; returns one record an epoch: epoch, loss (mean over its steps), learning_rate, seconds.
+def train(
+    model: nn.Module,
+    rule: Rule,
+    tokens: Tensor,
+    corrupt: Callable,
+    config: TrainingConfig,
+    checkpoint: str | os.PathLike | None = None,
+    report: Callable[[str], None] | None = print,
+    observe: Observer | None = None,
+) -> list[dict]:
+    """Train `model` in place, a step of the optimiser for each batch.
 
-    rule: ``prediction_rule``, ``backpropagation``, or any function (model, state, target, sites) -> (loss, gradients).
-    tokens: clean examples (n, N, d), on the model's device.
-    corrupt: (tokens, generator) -> (state, sites); see ``attractor_lib.corruption``.
-    checkpoint: a file, written whole after each epoch. If it exists, training goes on from it and ends bit for bit
-        where an uninterrupted run on the same machine would have. It must come from the same model, rule, corruption,
-        number of examples and configuration.
-    report: called with one line an epoch; None for silence. A terminal also gets a bar within the epoch.
-    Raises ValueError for tokens of another shape, fewer examples than a batch, an unknown name in `frozen`, a rule that
-    leaves out a parameter, or a checkpoint that is damaged or belongs to another configuration; FloatingPointError if the loss is no longer finite.
+    Args:
+        model: whatever the rule knows to handle.
+        rule: ``prediction_rule``, ``backpropagation``, or any function (model, state, target,
+            sites) -> (loss, gradients), the gradients by the names of the model's parameters.
+        tokens: clean examples (n, N, d), on the model's device.
+        corrupt: (tokens, generator) -> (state, sites); see ``attractor_lib.corruption``.
+        config: how long and how fast.
+        checkpoint: a file, written whole after each epoch. If it exists, training goes on from it
+            and ends bit for bit where an uninterrupted run on the same machine would have. It must
+            come from the same model, rule, corruption, number of examples and configuration. A rule
+            or a corruption that carries something from step to step has it saved too, by a
+            ``state_dict`` and a ``load_state_dict`` as a torch module's.
+        report: called with one line an epoch; None for silence. A terminal also gets a bar within
+            the epoch.
+        observe: called with (model, step) before the first step and after each, `step` being the
+            number of steps taken. The numbers that it returns by name are kept; None keeps nothing.
+
+    Returns:
+        One record an epoch: epoch, loss (mean over its steps), learning_rate, seconds; and with
+        `observe`, observed: a list of {"step": step, and the numbers by name}.
+
+    Raises:
+        ValueError: for tokens of another shape, fewer examples than a batch, an unknown name in
+            `frozen`, a `coupling_norm` for a model without couplings, a rule that leaves out a
+            parameter, a checkpoint that is damaged or belongs to another configuration, or a
+            checkpoint together with a rule or a corruption that has no lasting name.
+        FloatingPointError: if the loss is no longer finite.
     """
-    if tokens.ndim != 3:
-        raise ValueError(f"tokens must have shape (n, N, d), got {tuple(tokens.shape)}; PatchEmbedding.encode makes them of images")
-    steps = len(tokens) // config.batch_size
-    if steps == 0:
-        raise ValueError(f"tokens must hold at least one batch of {config.batch_size} examples, got {len(tokens)}")
-    parameters = dict(model.named_parameters())
-    if unknown := set(config.frozen) - set(parameters):
-        raise ValueError(f"frozen must name parameters among {sorted(parameters)}, got {sorted(unknown)}")
-    trained = {name: p for name, p in parameters.items() if name not in config.frozen}
+    steps = _steps_per_epoch(tokens, config)
+    trained = _trained(model, config)
     optimizer = make_optimizer(config.optimizer, trained.values(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
     generator = torch.Generator(tokens.device).manual_seed(config.seed)
-    run = {**asdict(config), "model": repr(model), "rule": _name(rule), "corruption": _name(corrupt), "examples": len(tokens)}
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history = []
-    if checkpoint is not None and Path(checkpoint).exists():
-        history = _load(Path(checkpoint), run, parts, generator)
+    if checkpoint is not None:
+        run = {"rule": lasting_name(rule, "rule"), "corruption": lasting_name(corrupt, "corrupt")}
+        run |= {**asdict(config), "model": repr(model), "examples": len(tokens)}
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        parts |= {"rule": rule, "corruption": corrupt, "generator": generator}
+        saved = Checkpoint(Path(checkpoint), run, parts)
+        history = saved.load()
+
+    def take_step(batch: Tensor) -> Tensor:
+        target = tokens[batch]
+        state, sites = corrupt(target, generator)
+        loss, gradients = rule(model, state, target, sites)
+        _put_gradients(trained, gradients)
+        optimizer.step()
+        schedule.step()
+        if config.coupling_norm is not None:
+            _restore_norms(trained, config.coupling_norm)
+        return loss
+
+    def note(step: int) -> list[dict]:
+        seen = observe(model, step) if observe else None
+        if not seen:
+            return []
+        return [{"step": step, **{name: float(value) for name, value in seen.items()}}]
+
     while len(history) < config.epochs:
-        began, total = time.perf_counter(), torch.zeros((), device=tokens.device)
-        order = torch.randperm(len(tokens), generator=generator, device=tokens.device)[: steps * config.batch_size]
-        for batch in tqdm(order.view(steps, -1), desc=f"epoch {len(history) + 1}", disable=None, leave=False):
-            target = tokens[batch]
-            state, sites = corrupt(target, generator)
-            loss, gradients = rule(model, state, target, sites)
-            if missing := set(trained) - set(gradients):
-                raise ValueError(f"rule must return a gradient for every parameter that is trained; {sorted(missing)} are "
-                                 "missing: name them in frozen to leave them as they are")
-            for name, p in trained.items():
-                p.grad = gradients[name].contiguous()
-            optimizer.step()
-            schedule.step()
-            if config.coupling_norm is not None:
-                _restore_norms(trained, config.coupling_norm)
-            total += loss
-        record = {"epoch": len(history) + 1, "loss": total.item() / steps, "learning_rate": schedule.get_last_lr()[0],
-                  "seconds": time.perf_counter() - began}
-        if not math.isfinite(record["loss"]):
-            raise FloatingPointError(f"the loss is {record['loss']} in epoch {record['epoch']}: lower learning_rate "
-                                     f"(now {config.learning_rate})")
-        history.append(record)
+        began, epoch, done = time.perf_counter(), len(history) + 1, len(history) * steps
+        total = torch.zeros((), device=tokens.device)
+        observed = [] if done else note(0)
+        order = torch.randperm(len(tokens), generator=generator, device=tokens.device)
+        batches = order[: steps * config.batch_size].view(steps, -1)
+        bar = tqdm(batches, desc=f"epoch {epoch}", disable=None, leave=False)
+        for step, batch in enumerate(bar, done + 1):
+            total += take_step(batch)
+            observed += note(step)
+        loss, rate = total.item() / steps, schedule.get_last_lr()[0]
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} in epoch {epoch}: lower learning_rate "
+                f"(now {config.learning_rate})"
+            )
+        seconds = time.perf_counter() - began
+        record = {"epoch": epoch, "loss": loss, "learning_rate": rate, "seconds": seconds}
+        history.append(record | ({"observed": observed} if observe else {}))
         if checkpoint is not None:
-            _save(Path(checkpoint), run, parts, generator, history)
+            saved.save(history)
         if report is not None:
-            report(f"epoch {record['epoch']:3d}/{config.epochs}  loss {record['loss']:.5f}  {record['seconds']:.1f} s")
+            report(f"epoch {epoch:3d}/{config.epochs}  loss {loss:.5f}  {seconds:.1f} s")
     optimizer.zero_grad(set_to_none=True)
     return history
 
 
+def _steps_per_epoch(tokens: Tensor, config: TrainingConfig) -> int:
+    if tokens.ndim != 3:
+        raise ValueError(
+            f"tokens must have shape (n, N, d), got {tuple(tokens.shape)}; "
+            "PatchEmbedding.encode makes them of images"
+        )
+    if len(tokens) < config.batch_size:
+        raise ValueError(
+            f"tokens must hold at least one batch of {config.batch_size} examples, "
+            f"got {len(tokens)}"
+        )
+    return len(tokens) // config.batch_size
+
+
+def _trained(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    if unknown := set(config.frozen) - set(parameters):
+        known = sorted(parameters)
+        raise ValueError(f"frozen must name parameters among {known}, got {sorted(unknown)}")
+    if config.coupling_norm is not None and not any(map(_is_coupling, parameters)):
+        raise ValueError(
+            f"coupling_norm is for a model with couplings, got parameters {sorted(parameters)}"
+        )
+    return {name: p for name, p in parameters.items() if name not in config.frozen}
+
+
+def _put_gradients(trained: dict[str, Tensor], gradients: Gradients) -> None:
+    if missing := set(trained) - set(gradients):
+        raise ValueError(
+            f"rule must return a gradient for every parameter that is trained; {sorted(missing)} "
+            "are missing: name them in frozen to leave them as they are"
+        )
+    for name, p in trained.items():
+        p.grad = gradients[name].contiguous()
+
+
+def _is_coupling(name: str) -> bool:
+    return name.startswith("couplings.")
+
+
 @torch.no_grad()
-def _restore_norms(parameters: dict[str, Tensor], norm: float) -> None:
-    for name, p in parameters.items():
-        if name != "bias":
-            p *= norm / p.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
-
-
-def _name(function: Callable) -> str:
-    return getattr(function, "__name__", None) or repr(function)
-
-
-def _save(path: Path, run: dict, parts: dict, generator: torch.Generator, history: list[dict]) -> None:
-    """Write aside, then rename: a run killed meanwhile, or a full disk, leaves the previous checkpoint whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        torch.save({"run": run, "generator": generator.get_state(), "history": history,
-                    "parts": {name: part.state_dict() for name, part in parts.items()}}, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"the checkpoint {path} could not be written, the previous one stands: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _load(path: Path, run: dict, parts: dict, generator: torch.Generator) -> list[dict]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        there = saved["run"]
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error!r}); remove it to start afresh") from error
-    differing = [f"{key}: {shorten(repr(there.get(key)), 100)} there, {shorten(repr(run[key]), 100)} here"
-                 for key in run if there.get(key) != run[key]]
-    if differing:
-        raise ValueError(f"{path} belongs to another run ({'; '.join(differing)}); use another file or remove it")
-    for name, part in parts.items():
-        part.load_state_dict(saved["parts"][name])
-    generator.set_state(saved["generator"])
-    return saved["history"]
+def _restore_norms(trained: dict[str, Tensor], norm: float) -> None:
+    for p in (p for name, p in trained.items() if _is_coupling(name)):
+        p *= norm / p.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)

@@ -1,4 +1,6 @@
-"""An epoch of the trainer, hiding tokens included, against the bare steps that it takes; and steps of the dynamics."""
+"""An epoch of the trainer, hiding tokens included, against the bare steps that it takes; and steps
+of the dynamics.
+"""
 
 import statistics
 
@@ -25,13 +27,28 @@ def rows(device, n_steps, rounds):
             network = AttractorNetwork(N, D, heads, rank).to(device)
             step = training_step(network, prediction_rule, data)
             config = TrainingConfig(epochs=1, batch_size=batch, learning_rate=1e-9)
-            seconds = interleaved({
-                "epoch": lambda network=network, config=config: train(network, prediction_rule, tokens, hide, config, report=None),
-                "steps": lambda step=step: [step() for _ in range(n_steps)],
-                "run": lambda network=network: run(network.update, data[0], n_steps, clamped=clamped, observe=lambda x: x[:0]),
-                "updates": lambda network=network: [network.update(data[0]) for _ in range(n_steps)],
-            }, rounds, device, repeats=1)
-            yield {"batch": batch, "model": "1 full head" if rank is None else f"{heads} heads of rank {rank}", "steps": n_steps,
-                   "epoch s": statistics.median(seconds["epoch"]),
-                   "epoch / its steps": median_ratio(seconds["epoch"], seconds["steps"]),
-                   "run / its updates": median_ratio(seconds["run"], seconds["updates"])}
+            seconds = interleaved(
+                {
+                    "epoch": lambda network=network, config=config: train(
+                        network, prediction_rule, tokens, hide, config, report=None
+                    ),
+                    "steps": lambda step=step: [step() for _ in range(n_steps)],
+                    "run": lambda network=network: run(
+                        network.update, data[0], n_steps, clamped=clamped, observe=lambda x: x[:0]
+                    ),
+                    "updates": lambda network=network: [
+                        network.update(data[0]) for _ in range(n_steps)
+                    ],
+                },
+                rounds,
+                device,
+                repeats=1,
+            )
+            yield {
+                "batch": batch,
+                "model": "1 full head" if rank is None else f"{heads} heads of rank {rank}",
+                "steps": n_steps,
+                "epoch s": statistics.median(seconds["epoch"]),
+                "epoch / its steps": median_ratio(seconds["epoch"], seconds["steps"]),
+                "run / its updates": median_ratio(seconds["run"], seconds["updates"]),
+            }

@@ -1,6 +1,8 @@
-"""Time and memory of the prediction rule against batch, N, d and heads, one varied at a time, with the exponents of the time.
+"""Time and memory of the prediction rule against batch, N, d and heads, one varied at a time, with
+the exponents of the time.
 
-Each curve has a process of its own and goes from small to large: the peak of its memory belongs to the largest size so far.
+Each curve has a process of its own and goes from small to large: the peak of its memory belongs to
+the largest size so far.
 """
 
 import json
@@ -19,8 +21,17 @@ from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
 
 BASE = {"batch": 250, "N": 16, "d": 50, "heads": 1}
-SIZES = {"batch": [64, 256, 1024, 4096, 8192], "N": [4, 8, 16, 32, 64], "d": [8, 16, 32, 64, 128], "heads": [1, 2, 4, 8, 16]}
-MODELS = {"full rank": (None, prediction_rule), "rank 16": (16, prediction_rule), "full rank, autograd": (None, by_autograd)}
+SIZES = {
+    "batch": [64, 256, 1024, 4096, 8192],
+    "N": [4, 8, 16, 32, 64],
+    "d": [8, 16, 32, 64, 128],
+    "heads": [1, 2, 4, 8, 16],
+}
+MODELS = {
+    "full rank": (None, prediction_rule),
+    "rank 16": (16, prediction_rule),
+    "full rank, autograd": (None, by_autograd),
+}
 PROFILES = {"quick": {"largest": 4, "rounds": 3}, "full": {"largest": 5, "rounds": 7}}
 
 
@@ -30,11 +41,27 @@ def rows(device, largest, rounds):
             if name.endswith("autograd") and axis != "batch":
                 continue
             sizes = sizes[:largest] if not name.endswith("autograd") else sizes[: largest - 1]
-            command = [sys.executable, __file__, name, axis, str(rounds), str(device), *map(str, sizes)]
-            points = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            command = [
+                sys.executable,
+                __file__,
+                name,
+                axis,
+                str(rounds),
+                str(device),
+                *map(str, sizes),
+            ]
+            points = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
             for point, smaller in zip(points, [None, *points]):
-                point["exponent"] = None if smaller is None else (
-                    math.log(point["ms"] / smaller["ms"]) / math.log(point["size"] / smaller["size"]))
+                point["exponent"] = (
+                    None
+                    if smaller is None
+                    else (
+                        math.log(point["ms"] / smaller["ms"])
+                        / math.log(point["size"] / smaller["size"])
+                    )
+                )
             yield from points
 
 
@@ -52,8 +79,16 @@ def curve(name, axis, rounds, device, sizes):
     for size in sizes:
         at, call = problem(size)
         seconds = interleaved({"rule": call}, rounds, device, repeats=1)["rule"]
-        points.append({"model": name, "axis": axis, "size": size, **at, "ms": 1e3 * statistics.median(seconds),
-                       "MB": (peak(device) - before) / 1e6})
+        points.append(
+            {
+                "model": name,
+                "axis": axis,
+                "size": size,
+                **at,
+                "ms": 1e3 * statistics.median(seconds),
+                "MB": (peak(device) - before) / 1e6,
+            }
+        )
     return points
 
 
@@ -68,4 +103,8 @@ def peak(device) -> float:
 
 if __name__ == "__main__":
     name, axis, rounds, device, *sizes = sys.argv[1:]
-    print(json.dumps(curve(name, axis, int(rounds), torch.device(device), [int(size) for size in sizes])))
+    print(
+        json.dumps(
+            curve(name, axis, int(rounds), torch.device(device), [int(size) for size in sizes])
+        )
+    )

@@ -6,8 +6,17 @@ import pytest
 import torch
 from conftest import random_states
 
-from attractor_lib.analysis import (basin_radius, distinct_states, nearest_overlap, operations, overlap, restoration_error, retrieval,
-                                    transient_lifetime)
+from attractor_lib import kernels
+from attractor_lib.analysis import (
+    basin_radius,
+    distinct_states,
+    nearest_overlap,
+    operations,
+    overlap,
+    restoration_error,
+    retrieval,
+    transient_lifetime,
+)
 from attractor_lib.corruption import AddNoise, HideTokens, Rotate, mean_token
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.learning import prediction_rule
@@ -23,7 +32,9 @@ def test_overlap_by_loops():
 
 def test_nearest_overlap_finds_the_example_and_does_not_depend_on_the_block():
     examples = random_states(23, 5, 11)
-    x = torch.nn.functional.normalize(examples[[17, 3, 9]] + 0.1 * random_states(3, 5, 11, seed=4), dim=-1)
+    x = torch.nn.functional.normalize(
+        examples[[17, 3, 9]] + 0.1 * random_states(3, 5, 11, seed=4), dim=-1
+    )
     values, indices = nearest_overlap(x, examples, block=2)
     assert indices.tolist() == [17, 3, 9]
     torch.testing.assert_close(values, overlap(x, examples[indices]))
@@ -39,7 +50,9 @@ def test_restoration_error_of_known_predictions():
     black = embedding.encode(torch.zeros_like(images))
     state, sites = hide(tokens, torch.Generator().manual_seed(0))
     expected = [(embedding.pixels(tokens)[m][sites[m]] ** 2).mean() for m in range(7)]
-    torch.testing.assert_close(restoration_error(lambda x: black, tokens, hide, embedding)[1], torch.stack(expected))
+    torch.testing.assert_close(
+        restoration_error(lambda x: black, tokens, hide, embedding)[1], torch.stack(expected)
+    )
 
 
 def test_restoration_error_against_true_pixels_and_with_an_update_for_each_step():
@@ -58,7 +71,9 @@ def test_restoration_error_against_true_pixels_and_with_an_update_for_each_step(
 
 def test_restoration_error_clamps_what_is_visible():
     embedding = PatchEmbedding(6, 2)
-    tokens = embedding.encode(torch.rand(7, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    tokens = embedding.encode(
+        torch.rand(7, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
     seen = []
 
     def update(x):
@@ -74,7 +89,9 @@ def test_restoration_error_clamps_what_is_visible():
 
 
 def test_transient_lifetime_is_the_last_step_before_the_first_fall():
-    m = torch.tensor([[1.0, 0.9, 0.8, 0.3, 0.9], [1.0, 0.2, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9, 0.9]]).T
+    m = torch.tensor(
+        [[1.0, 0.9, 0.8, 0.3, 0.9], [1.0, 0.2, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9, 0.9]]
+    ).T
     assert transient_lifetime(m, 0.5).tolist() == [2, 0, 4]
 
 
@@ -86,8 +103,12 @@ def test_distinct_states_groups_copies():
 
 
 def cap(examples, angle):
-    """A map with basins of known size: tokens within `angle` of the example go to it at once, others to its antipode."""
-    return lambda x: torch.where(((x * examples).sum(-1) > math.cos(angle)).all(-1)[:, None, None], examples, -examples)
+    """A map with basins of known size: tokens within `angle` of the example go to it at once,
+    others to its antipode.
+    """
+    return lambda x: torch.where(
+        ((x * examples).sum(-1) > math.cos(angle)).all(-1)[:, None, None], examples, -examples
+    )
 
 
 def test_retrieval_of_basins_of_known_radius():
@@ -109,7 +130,10 @@ def test_retrieval_judges_the_end_and_clamps_only_when_asked():
     retrieved, m = retrieval(lambda x: next(forgets), examples, Rotate(0.5), n_steps=2)
     assert not retrieved.any() and (m[1:].amax(0) > 0.999).all()
     hide = HideTokens(2, mean_token(examples))
-    m = {clamp: retrieval(lambda x: -examples, examples, hide, 1, clamp=clamp)[1][1] for clamp in (False, True)}
+    m = {
+        clamp: retrieval(lambda x: -examples, examples, hide, 1, clamp=clamp)[1][1]
+        for clamp in (False, True)
+    }
     torch.testing.assert_close(m[False], torch.full((7,), -1, dtype=torch.float64))
     torch.testing.assert_close(m[True], torch.full((7,), (3 - 2) / 5, dtype=torch.float64))
 
@@ -117,19 +141,39 @@ def test_retrieval_judges_the_end_and_clamps_only_when_asked():
 def test_basin_radius_is_linear_between_points_and_says_what_lies_outside():
     strengths = torch.tensor([0.0, 1.0, 3.0, 4.0])
     assert basin_radius(strengths, torch.tensor([1.0, 0.8, 0.2, 0.9])) == pytest.approx(2.0)
-    assert basin_radius(strengths, torch.tensor([1.0, 0.8, 0.2, 0.0]), level=0.9) == pytest.approx(0.5)
+    assert basin_radius(strengths, torch.tensor([1.0, 0.8, 0.2, 0.0]), level=0.9) == pytest.approx(
+        0.5
+    )
     assert basin_radius(strengths, torch.tensor([0.4, 0.8, 0.2, 0.0])) == 0
     assert basin_radius(strengths, torch.tensor([1.0, 0.8, 0.7, 0.5])) == float("inf")
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda x: retrieval(lambda s: s, x, Rotate(0.1), threshold=1.2), "threshold must be an overlap, above -1 and at most 1"),
-    (lambda x: basin_radius(torch.tensor([0.0, 0.0]), torch.ones(2)), "expected rising strengths"),
-    (lambda x: basin_radius(torch.tensor([0.0, 1.0]), torch.ones(3)), "as many fractions"),
-    (lambda x: overlap(x, x[:, :4]), r"same last two dimensions \(N, d\), got \(7, 5, 11\) and \(7, 4, 11\)"),
-    (lambda x: nearest_overlap(x, x[:0]), r"examples must have shape \(n >= 1, 5, 11\), got \(0, 5, 11\)"),
-    (lambda x: transient_lifetime(x, 0.5), r"m must have shape \(n_steps \+ 1, batch\), got \(7, 5, 11\)"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda x: retrieval(lambda s: s, x, Rotate(0.1), threshold=1.2),
+            "threshold must be an overlap, above -1 and at most 1",
+        ),
+        (
+            lambda x: basin_radius(torch.tensor([0.0, 0.0]), torch.ones(2)),
+            "expected rising strengths",
+        ),
+        (lambda x: basin_radius(torch.tensor([0.0, 1.0]), torch.ones(3)), "as many fractions"),
+        (
+            lambda x: overlap(x, x[:, :4]),
+            r"same last two dimensions \(N, d\), got \(7, 5, 11\) and \(7, 4, 11\)",
+        ),
+        (
+            lambda x: nearest_overlap(x, x[:0]),
+            r"examples must have shape \(n >= 1, 5, 11\), got \(0, 5, 11\)",
+        ),
+        (
+            lambda x: transient_lifetime(x, 0.5),
+            r"m must have shape \(n_steps \+ 1, batch\), got \(7, 5, 11\)",
+        ),
+    ],
+)
 def test_refuses_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_states(7, 5, 11))
@@ -139,9 +183,12 @@ def test_operations_by_hand():
     N, d, H, r = 5, 9, 2, 3
     x = random_states(7, N, d).float()
     full, low = AttractorNetwork(N, d, H), AttractorNetwork(N, d, H, r)
-    assert full.fast_path(x) is not None
-    # full rank: keys N^2 d^2 a head, scores and means N^2 d; low rank: queries, keys and output N d r, scores and means N^2 r
+    assert kernels.serving(full, x) is kernels.cpu
+    # full rank: keys N^2 d^2 a head, scores and means N^2 d; low rank: queries, keys and output N d
+    # r, scores and means N^2 r
     assert operations(lambda: full.update(x)) == 7 * 2 * H * (N * N * d * d + 2 * N * N * d)
     assert operations(lambda: low.update(x)) == 7 * 2 * H * (3 * N * d * r + 2 * N * N * r)
     # the rule adds the outer products of the couplings' gradient and dL/da
-    assert operations(lambda: prediction_rule(full, x, x)) == 7 * 2 * H * (2 * N * N * d * d + 3 * N * N * d)
+    assert operations(lambda: prediction_rule(full, x, x)) == 7 * 2 * H * (
+        2 * N * N * d * d + 3 * N * N * d
+    )

@@ -5,13 +5,22 @@ import torch
 from conftest import random_states
 from torch.nn import functional as F
 
-from attractor_lib.baselines import BareAttention, EnergyTransformer, HopfieldLayer, TransformerBlock
+from attractor_lib.baselines import (
+    BareAttention,
+    EnergyTransformer,
+    HopfieldLayer,
+    TransformerBlock,
+)
 
 WIDTH, HEADS = 12, 3
 
 
 def attention_by_hand(layer, z):
-    q, k, v = (z @ layer.in_proj_weight.T + layer.in_proj_bias).unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        (z @ layer.in_proj_weight.T + layer.in_proj_bias)
+        .unflatten(-1, (3, HEADS, WIDTH // HEADS))
+        .permute(2, 0, 3, 1, 4)
+    )
     a = torch.softmax(q @ k.mT / (WIDTH // HEADS) ** 0.5, -1)
     return layer.out_proj((a @ v).transpose(1, 2).flatten(2))
 
@@ -32,18 +41,31 @@ def test_transformer_block_has_both_residuals_norms_before_and_a_gelu_mlp():
 
 
 def test_the_energy_transformer_descends_its_energy():
-    model, g = EnergyTransformer(5, 11, WIDTH, HEADS).double(), torch.randn(7, 5, WIDTH, dtype=torch.float64, requires_grad=True)
-    beta, energy = (WIDTH // HEADS) ** -0.5, -torch.relu(torch.einsum("nc,mic->min", model.memories, g)).square().sum() / 2
+    model, g = (
+        EnergyTransformer(5, 11, WIDTH, HEADS).double(),
+        torch.randn(7, 5, WIDTH, dtype=torch.float64, requires_grad=True),
+    )
+    beta, energy = (
+        (WIDTH // HEADS) ** -0.5,
+        -torch.relu(torch.einsum("nc,mic->min", model.memories, g)).square().sum() / 2,
+    )
     for W_q, W_k in zip(model.query, model.key):
         for i in range(5):
-            scores = torch.stack([((g[:, j] @ W_k.T) * (g[:, i] @ W_q.T)).sum(-1) for j in range(5) if j != i])
+            scores = torch.stack(
+                [((g[:, j] @ W_k.T) * (g[:, i] @ W_q.T)).sum(-1) for j in range(5) if j != i]
+            )
             energy -= (beta * scores).logsumexp(0).sum() / beta
-    torch.testing.assert_close(model.descent(g), -torch.autograd.grad(energy, g)[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model.descent(g), -torch.autograd.grad(energy, g)[0], atol=1e-12, rtol=0
+    )
     x = random_states(7, 5, 11)
     z = model.embed(x) + model.positions
     for _ in range(model.n_steps):
         centred = z - z.mean(-1, keepdim=True)
-        g = model.gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() + model.shift
+        g = (
+            model.gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            + model.shift
+        )
         z = z + model.step * model.descent(g)
     torch.testing.assert_close(model(x), model.read_out(z), atol=1e-12, rtol=0)
 

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from conftest import random_network, random_states
 
 from attractor_lib.corruption import AddNoise, HideTokens, Rotate, mean_token, no_corruption
 from attractor_lib.embedding import PatchEmbedding
-from conftest import random_network, random_states
 
 
 def generator(seed=0):
@@ -17,8 +17,12 @@ def test_hides_exactly_k_tokens_evenly_over_the_sites():
     fill = mean_token(tokens)
     state, sites = HideTokens(2, fill)(tokens, generator())
     assert (sites.sum(-1) == 2).all()
-    torch.testing.assert_close(sites.double().mean(0), torch.full((5,), 0.4, dtype=torch.float64), atol=0.04, rtol=0)
-    assert torch.equal(state[sites], fill.expand_as(tokens)[sites]) and torch.equal(state[~sites], tokens[~sites])
+    torch.testing.assert_close(
+        sites.double().mean(0), torch.full((5,), 0.4, dtype=torch.float64), atol=0.04, rtol=0
+    )
+    assert torch.equal(state[sites], fill.expand_as(tokens)[sites]) and torch.equal(
+        state[~sites], tokens[~sites]
+    )
 
 
 def test_with_least_each_example_hides_a_number_of_its_own_all_equally_often():
@@ -27,12 +31,16 @@ def test_with_least_each_example_hides_a_number_of_its_own_all_equally_often():
     counts = sites.sum(-1).bincount(minlength=6) / len(tokens)
     expected = torch.tensor([0, 0, 1 / 3, 1 / 3, 1 / 3, 0])
     torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
-    torch.testing.assert_close(sites.double().mean(0), torch.full((5,), 0.6, dtype=torch.float64), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        sites.double().mean(0), torch.full((5,), 0.6, dtype=torch.float64), atol=0.03, rtol=0
+    )
 
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_the_true_value_of_a_hidden_token_changes_nothing(rank):
-    """The leak test of masked prediction: the prediction on hidden sites does not see what they held."""
+    """The leak test of masked prediction: the prediction on hidden sites does not see what they
+    held.
+    """
     network, tokens = random_network(rank), random_states(7, 5, 11)
     hide = HideTokens(2, mean_token(tokens))
     state, sites = hide(tokens, generator())
@@ -40,7 +48,9 @@ def test_the_true_value_of_a_hidden_token_changes_nothing(rank):
     state_of_other, same_sites = hide(other, generator())
     assert torch.equal(sites, same_sites) and not torch.equal(tokens, other)
     assert torch.equal(network.update(state), network.update(state_of_other))
-    assert not torch.allclose(network.update(tokens)[sites], network.update(other)[sites])  # unhidden, it would
+    assert not torch.allclose(
+        network.update(tokens)[sites], network.update(other)[sites]
+    )  # unhidden, it would
 
 
 def test_noise_has_the_level_asked_for_and_stays_an_image():
@@ -63,10 +73,13 @@ def test_no_corruption_predicts_every_site_from_the_clean_example():
 def test_a_rotation_turns_every_token_by_its_angle_in_a_direction_of_its_own(angle):
     tokens = random_states(3000, 5, 3)
     state, sites = Rotate(angle)(tokens, generator(3))
-    torch.testing.assert_close((state * tokens).sum(-1), torch.full((3000, 5), math.cos(angle), dtype=torch.float64))
+    torch.testing.assert_close(
+        (state * tokens).sum(-1), torch.full((3000, 5), math.cos(angle), dtype=torch.float64)
+    )
     torch.testing.assert_close(state.norm(dim=-1), torch.ones(3000, 5, dtype=torch.float64))
     assert sites.all()
-    if angle:  # even over directions: the mean over examples of the tangent parts of one token turned often is zero
+    if angle:
+        # even over directions: the tangent parts of one token turned often have mean zero
         turned = Rotate(angle)(tokens[:1].expand(3000, -1, -1), generator(3))[0]
         tangent = (turned - math.cos(angle) * tokens[:1]) / math.sin(angle)
         assert tangent.mean(0).norm(dim=-1).max() < 0.06
@@ -74,18 +87,36 @@ def test_a_rotation_turns_every_token_by_its_angle_in_a_direction_of_its_own(ang
         assert same_site.fill_diagonal_(0).abs().max() < 1 - 1e-6
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: Rotate(-0.1), "angle must be between 0 and pi radians, got -0.1"),
-    (lambda: Rotate(3.2), "angle must be between 0 and pi"),
-    (lambda: Rotate(0.1)(torch.ones(4, 5, 1), generator()), "tokens must have at least 2 components to be turned, got 1"),
-    (lambda: HideTokens(0, torch.ones(5, 11)), "n_hidden must be between 1 and the number of sites 5, got 0"),
-    (lambda: HideTokens(6, torch.ones(5, 11)), "got 6"),
-    (lambda: HideTokens(3, torch.ones(5, 11), least=4), "least must be between 1 and n_hidden = 3, got 4"),
-    (lambda: HideTokens(3, torch.ones(5, 11))(torch.ones(2, 4, 11), generator()), r"tokens must be \(batch, 5, 11\) as fill is, got \(2, 4, 11\)"),
-    (lambda: AddNoise(0.5, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high, got low=0.5, high=0.1"),
-    (lambda: AddNoise(-0.1, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
-    (lambda: AddNoise(float("nan"), 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Rotate(-0.1), "angle must be between 0 and pi radians, got -0.1"),
+        (lambda: Rotate(3.2), "angle must be between 0 and pi"),
+        (
+            lambda: Rotate(0.1)(torch.ones(4, 5, 1), generator()),
+            "tokens must have at least 2 components to be turned, got 1",
+        ),
+        (
+            lambda: HideTokens(0, torch.ones(5, 11)),
+            "n_hidden must be between 1 and the number of sites 5, got 0",
+        ),
+        (lambda: HideTokens(6, torch.ones(5, 11)), "got 6"),
+        (
+            lambda: HideTokens(3, torch.ones(5, 11), least=4),
+            "least must be between 1 and n_hidden = 3, got 4",
+        ),
+        (
+            lambda: HideTokens(3, torch.ones(5, 11))(torch.ones(2, 4, 11), generator()),
+            r"tokens must be \(batch, 5, 11\) as fill is, got \(2, 4, 11\)",
+        ),
+        (
+            lambda: AddNoise(0.5, 0.1, PatchEmbedding(12, 3)),
+            "0 <= low <= high, got low=0.5, high=0.1",
+        ),
+        (lambda: AddNoise(-0.1, 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
+        (lambda: AddNoise(float("nan"), 0.1, PatchEmbedding(12, 3)), "0 <= low <= high"),
+    ],
+)
 def test_refuses_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()

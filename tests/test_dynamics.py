@@ -10,7 +10,10 @@ from attractor_lib.dynamics import run
 
 
 def rotation(angle):
-    matrix = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+    matrix = torch.tensor(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]],
+        dtype=torch.float64,
+    )
     return lambda x: x @ matrix.T
 
 
@@ -24,9 +27,13 @@ def test_a_rotation_never_converges_and_has_the_residual_of_its_chord():
     x0 = random_states(4, 3, 2)
     trajectory = run(rotation(0.3), x0, 7)
     assert trajectory.states.shape == (8, 4, 3, 2) and trajectory.residuals.shape == (7, 4)
-    torch.testing.assert_close(trajectory.residuals, torch.full((7, 4), 2 * math.sin(0.15), dtype=torch.float64))
+    torch.testing.assert_close(
+        trajectory.residuals, torch.full((7, 4), 2 * math.sin(0.15), dtype=torch.float64)
+    )
     torch.testing.assert_close(trajectory.final, rotation(2.1)(x0))
-    assert torch.equal(trajectory.states[0], x0) and torch.equal(trajectory.states[-1], trajectory.final)
+    assert torch.equal(trajectory.states[0], x0) and torch.equal(
+        trajectory.states[-1], trajectory.final
+    )
     assert not trajectory.converged.any()
 
 
@@ -49,7 +56,10 @@ def test_clamped_sites_stand_and_act(each):
     clamped = torch.stack([clamped.roll(m) for m in range(7)]) if each else clamped
     final = run(network.update, x, 4, clamped).final
     mask = clamped.expand(7, 5)
-    assert torch.equal(final[mask], x[mask]) and not torch.isclose(final[~mask], x[~mask]).any(-1).all()
+    assert (
+        torch.equal(final[mask], x[mask])
+        and not torch.isclose(final[~mask], x[~mask]).any(-1).all()
+    )
     assert not torch.allclose(final[~mask], run(network.update, x, 4).final[~mask])
 
 
@@ -59,12 +69,21 @@ def test_observe_keeps_only_what_is_asked_for():
     assert torch.equal(trajectory.states, run(rotation(0.3), x0, 5).states[:, :, 0, 0])
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (lambda x: (lambda s: s, x[0], 3), r"x0 must have shape \(batch, N, d\), got \(3, 2\)"),
-    (lambda x: (lambda s: s, x, 0), "n_steps must be at least 1, got 0"),
-    (lambda x: (lambda s: s, x, 3, torch.ones(4, dtype=torch.bool)), r"clamped must be boolean of shape \(3,\) or \(4, 3\)"),
-    (lambda x: (lambda s: s[:1], x, 3), r"update must return states of shape \(4, 3, 2\), got \(1, 3, 2\)"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (lambda x: (lambda s: s, x[0], 3), r"x0 must have shape \(batch, N, d\), got \(3, 2\)"),
+        (lambda x: (lambda s: s, x, 0), "n_steps must be at least 1, got 0"),
+        (
+            lambda x: (lambda s: s, x, 3, torch.ones(4, dtype=torch.bool)),
+            r"clamped must be boolean of shape \(3,\) or \(4, 3\)",
+        ),
+        (
+            lambda x: (lambda s: s[:1], x, 3),
+            r"update must return states of shape \(4, 3, 2\), got \(1, 3, 2\)",
+        ),
+    ],
+)
 def test_refuses_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         run(*arguments(random_states(4, 3, 2)))

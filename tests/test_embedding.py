@@ -28,32 +28,51 @@ def test_formula_by_loops(images):
         for i in range(16):
             row, column = 3 * (i // 4), 3 * (i % 4)
             u = [2 * images[m, row + a // 3, column + a % 3].item() - 1 for a in range(9)]
-            expected = torch.tensor([*u, (10 - sum(v * v for v in u)) ** 0.5], dtype=torch.float64) / 10**0.5
+            expected = (
+                torch.tensor([*u, (10 - sum(v * v for v in u)) ** 0.5], dtype=torch.float64)
+                / 10**0.5
+            )
             torch.testing.assert_close(tokens[m, i], expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("n_frequencies", [1, 5, 9])
 def test_low_frequencies_by_loops(images, n_frequencies):
-    """C_(kl),(ab) = c_k c_l cos(pi (a + 1/2) k / 3) cos(pi (b + 1/2) l / 3), by rising k^2 + l^2."""
+    """C_(kl),(ab) = c_k c_l cos(pi (a + 1/2) k / 3) cos(pi (b + 1/2) l / 3), by rising k^2 +
+    l^2.
+    """
     embedding = PatchEmbedding(12, 3, n_frequencies)
     tokens = embedding.encode(images.double())
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2)][:n_frequencies]
     u = 2 * PatchEmbedding(12, 3).patches(images.double()).view(3, 16, 3, 3) - 1
     for n, (k, l) in enumerate(order):
-        wave = torch.tensor([[math.cos(math.pi * (a + 0.5) * k / 3) * math.cos(math.pi * (b + 0.5) * l / 3) for b in range(3)]
-                             for a in range(3)], dtype=torch.float64)
+        wave = torch.tensor(
+            [
+                [
+                    math.cos(math.pi * (a + 0.5) * k / 3) * math.cos(math.pi * (b + 0.5) * l / 3)
+                    for b in range(3)
+                ]
+                for a in range(3)
+            ],
+            dtype=torch.float64,
+        )
         expected = (u * wave / wave.norm()).sum((-2, -1)) / 10**0.5
         torch.testing.assert_close(tokens[..., n], expected, atol=1e-12, rtol=0)
     assert tokens.shape == (3, 16, n_frequencies + 1)
-    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(3, 16, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        tokens.norm(dim=-1), torch.ones(3, 16, dtype=torch.float64), atol=1e-12, rtol=0
+    )
 
 
 def test_all_frequencies_are_lossless_and_fewer_are_the_nearest_patch(images):
     everything = PatchEmbedding(12, 4, 16)
-    torch.testing.assert_close(everything.decode(everything.encode(images)), images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        everything.decode(everything.encode(images)), images, atol=1e-6, rtol=0
+    )
     some = PatchEmbedding(12, 4, 6)
     smooth = some.encode(torch.full_like(images, 0.25))
-    torch.testing.assert_close(some.decode(smooth), torch.full_like(images, 0.25), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        some.decode(smooth), torch.full_like(images, 0.25), atol=1e-6, rtol=0
+    )
     gentle = 0.4 + 0.2 * images  # its low frequencies stay in [0, 1]
     error = some.pixels(some.encode(gentle)) - some.patches(gentle)
     assert (error @ some.C.T.float()).abs().max() < 1e-6 < error.abs().max()
@@ -61,13 +80,17 @@ def test_all_frequencies_are_lossless_and_fewer_are_the_nearest_patch(images):
 
 @pytest.mark.parametrize("n_frequencies", [0, 10, 2.5])
 def test_refuses_a_number_of_frequencies_that_there_is_not(n_frequencies):
-    with pytest.raises(ValueError, match=f"n_frequencies must be a whole number from 1 to 9, got {n_frequencies}"):
+    with pytest.raises(
+        ValueError, match=f"n_frequencies must be a whole number from 1 to 9, got {n_frequencies}"
+    ):
         PatchEmbedding(12, 3, n_frequencies)
 
 
 def test_a_token_that_is_no_patch_decodes_to_an_image():
     embedding = PatchEmbedding(12, 3)
-    tokens = torch.nn.functional.normalize(torch.randn(5, 16, 10, generator=torch.Generator().manual_seed(0)), dim=-1)
+    tokens = torch.nn.functional.normalize(
+        torch.randn(5, 16, 10, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     decoded = embedding.decode(tokens)
     assert decoded.min() >= 0 and decoded.max() <= 1
     embedding.encode(decoded)
@@ -78,19 +101,24 @@ def test_refuses_to_decode_nan():
         PatchEmbedding(12, 3).decode(torch.full((1, 16, 10), float("nan")))
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda x: x[0], r"must have shape \(batch, 12, 12\), got \(12, 12\)"),
-    (lambda x: x[:, :11], r"got \(3, 11, 12\)"),
-    (lambda x: x * 255, r"values in \[0, 1\], got \[0, 255\]"),
-    (lambda x: x.log() * 0 + float("nan"), r"values in \[0, 1\]"),
-    (lambda x: x.numpy(), "images must be a torch.Tensor, got ndarray"),
-    (lambda x: (x * 255).to(torch.uint8), "got torch.uint8: divide 8-bit values by 255"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda x: x[0], r"must have shape \(batch, 12, 12\), got \(12, 12\)"),
+        (lambda x: x[:, :11], r"got \(3, 11, 12\)"),
+        (lambda x: x * 255, r"values in \[0, 1\], got \[0, 255\]"),
+        (lambda x: x.log() * 0 + float("nan"), r"values in \[0, 1\]"),
+        (lambda x: x.numpy(), "images must be a torch.Tensor, got ndarray"),
+        (lambda x: (x * 255).to(torch.uint8), "got torch.uint8: divide 8-bit values by 255"),
+    ],
+)
 def test_refuses_what_is_no_image(images, spoil, message):
     with pytest.raises(ValueError, match=message):
         PatchEmbedding(12, 3).encode(spoil(images))
 
 
 def test_refuses_patches_that_do_not_fit():
-    with pytest.raises(ValueError, match="patch_size must divide image_size, got image_size=28, patch_size=5"):
+    with pytest.raises(
+        ValueError, match="patch_size must divide image_size, got image_size=28, patch_size=5"
+    ):
         PatchEmbedding(28, 5)

@@ -1,4 +1,6 @@
-"""Couplings written down from patterns, against loops and least squares; the modern network's energy and update."""
+"""Couplings written down from patterns, against loops and least squares; the modern network's
+energy and update.
+"""
 
 import math
 
@@ -27,10 +29,16 @@ def test_hebbian_couplings_by_loops():
     assert J.shape == (1, N, N, D, D)
     for i in range(N):
         for j in range(N):
-            expected = sum(torch.outer(xi[m, i], xi[m, j]) for m in range(n)) if i != j else torch.zeros(D, D)
+            expected = (
+                sum(torch.outer(xi[m, i], xi[m, j]) for m in range(n))
+                if i != j
+                else torch.zeros(D, D)
+            )
             torch.testing.assert_close(J[0, i, j], expected.to(xi))
     torch.testing.assert_close(J, J.transpose(1, 2).mT)
-    torch.testing.assert_close(linear(hebbian_couplings(xi[:1]))(xi[:1]), xi[:1])  # one pattern: messages of norm 1
+    torch.testing.assert_close(
+        linear(hebbian_couplings(xi[:1]))(xi[:1]), xi[:1]
+    )  # one pattern: messages of norm 1
 
 
 @pytest.mark.parametrize("n", [1, 3, 13, 27])
@@ -44,7 +52,7 @@ def test_pseudo_inverse_couplings_are_the_projector_formula_up_to_the_linear_lim
         rows = slice(i * D, i * D + D)
         row = torch.linalg.solve(rest[rows, rows], rest[rows])
         for j in range(N):
-            expected = (i == j) * torch.eye(D) - row[:, j * D:j * D + D]
+            expected = (i == j) * torch.eye(D) - row[:, j * D : j * D + D]
             torch.testing.assert_close(J[0, i, j], (N - 1) * expected, atol=1e-8, rtol=0)
 
 
@@ -65,10 +73,10 @@ def test_pseudo_inverse_couplings_are_least_squares_beyond_it():
 def test_pseudo_inverse_couplings_have_no_gradient_under_the_prediction_rule_as_beta_vanishes():
     xi = random_states(n, N, D)
     network = AttractorNetwork(N, D, beta=1e-9).double()
-    network.couplings.copy_(pseudo_inverse_couplings(xi))
+    network.couplings.J.copy_(pseudo_inverse_couplings(xi))
     loss, gradients = prediction_rule(network, xi, xi)
-    assert loss < 1e-14 and gradients["couplings"].abs().max() < 1e-7
-    network.couplings.mul_(1.1)
+    assert loss < 1e-14 and gradients["couplings.J"].abs().max() < 1e-7
+    network.couplings.J.mul_(1.1)
     assert prediction_rule(network, xi, xi)[0] > 1e-3
 
 
@@ -76,11 +84,17 @@ def test_pseudo_inverse_couplings_have_no_gradient_under_the_prediction_rule_as_
 def test_modern_update_is_minus_the_gradient_of_the_energy_projected(beta):
     xi, x = random_states(n, N, D), random_states(11, N, D, seed=3).requires_grad_()
     network = ModernHopfield(xi, beta)
-    gradient, = torch.autograd.grad(network.energy(x).sum(), x)
-    torch.testing.assert_close(network.update(x), F.normalize(-gradient, dim=-1), atol=1e-10, rtol=0)
-    weights = [math.exp(beta * sum(float(xi[m, i] @ x[4, i].detach()) for i in range(N))) for m in range(n)]
+    (gradient,) = torch.autograd.grad(network.energy(x).sum(), x)
+    torch.testing.assert_close(
+        network.update(x), F.normalize(-gradient, dim=-1), atol=1e-10, rtol=0
+    )
+    weights = [
+        math.exp(beta * sum(float(xi[m, i] @ x[4, i].detach()) for i in range(N))) for m in range(n)
+    ]
     assert network.energy(x)[4].item() == pytest.approx(-math.log(sum(weights)) / beta)
-    torch.testing.assert_close(network.attention(x)[4], torch.tensor(weights, dtype=x.dtype) / sum(weights))
+    torch.testing.assert_close(
+        network.attention(x)[4], torch.tensor(weights, dtype=x.dtype) / sum(weights)
+    )
 
 
 @pytest.mark.parametrize("beta", [0.5, 3.0, 30.0])
@@ -100,7 +114,9 @@ def test_modern_energy_never_rises_whichever_sites_are_updated_together(beta, to
 
 def test_modern_network_keeps_its_patterns_at_large_beta_and_forgets_them_at_small():
     xi = random_states(200, N, D)  # far more than (N - 1) d = 28
-    torch.testing.assert_close(run(ModernHopfield(xi, 50.0).update, xi, 20).final, xi, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        run(ModernHopfield(xi, 50.0).update, xi, 20).final, xi, atol=1e-6, rtol=0
+    )
     turned = F.normalize(xi + 0.3 * random_states(200, N, D, seed=8), dim=-1)
     assert (run(ModernHopfield(xi, 50.0).update, turned, 20).final * xi).sum(-1).min() > 0.999
     assert (run(ModernHopfield(xi, 0.3).update, xi, 20).final * xi).sum(-1).mean() < 0.9
@@ -119,20 +135,39 @@ def test_refuses_couplings_that_memory_cannot_hold(monkeypatch):
         hebbian_couplings(random_states(n, N, D))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda x: hebbian_couplings(x[:0]), r"patterns must be a floating tensor of shape \(n >= 1, N, d\), got torch.float64 \(0, 5, 7\)"),
-    (lambda x: hebbian_couplings(x[0]), r"got torch.float64 \(5, 7\)"),
-    (lambda x: hebbian_couplings([1]), "got list"),
-    (lambda x: pseudo_inverse_couplings(2 * x), "patterns must have tokens of norm 1, got norms that differ from 1 by up to 1"),
-    (lambda x: pseudo_inverse_couplings(x[:, :1]), "patterns must have at least 2 sites, got 1"),
-    (lambda x: ModernHopfield(x, "1"), "beta must be a finite number > 0, got '1'"),
-    (lambda x: ModernHopfield(x, 1.0).update(3 * x), "x must have tokens of norm 1, got norms that differ from 1 by up to 2"),
-    (lambda x: ModernHopfield(x, 1.0).update(x * math.nan), "x must have tokens of norm 1"),
-    (lambda x: ModernHopfield(x * math.nan, 1.0), "patterns must have tokens of norm 1"),
-    (lambda x: ModernHopfield(x, 0.0), "beta must be a finite number > 0, got 0.0"),
-    (lambda x: ModernHopfield(x, 1.0).update(x[:, :3]), r"x must be torch.float64 of shape \(batch, 5, 7\), got torch.float64 \(13, 3, 7\)"),
-    (lambda x: ModernHopfield(x, 1.0).energy(x.float()), "got torch.float32"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda x: hebbian_couplings(x[:0]),
+            r"patterns must be a floating tensor of shape \(n >= 1, N, d\), got torch.float64 "
+            r"\(0, 5, 7\)",
+        ),
+        (lambda x: hebbian_couplings(x[0]), r"got torch.float64 \(5, 7\)"),
+        (lambda x: hebbian_couplings([1]), "got list"),
+        (
+            lambda x: pseudo_inverse_couplings(2 * x),
+            "patterns must have tokens of norm 1, got norms that differ from 1 by up to 1",
+        ),
+        (
+            lambda x: pseudo_inverse_couplings(x[:, :1]),
+            "patterns must have at least 2 sites, got 1",
+        ),
+        (lambda x: ModernHopfield(x, "1"), "beta must be a finite number > 0, got '1'"),
+        (
+            lambda x: ModernHopfield(x, 1.0).update(3 * x),
+            "x must have tokens of norm 1, got norms that differ from 1 by up to 2",
+        ),
+        (lambda x: ModernHopfield(x, 1.0).update(x * math.nan), "x must have tokens of norm 1"),
+        (lambda x: ModernHopfield(x * math.nan, 1.0), "patterns must have tokens of norm 1"),
+        (lambda x: ModernHopfield(x, 0.0), "beta must be a finite number > 0, got 0.0"),
+        (
+            lambda x: ModernHopfield(x, 1.0).update(x[:, :3]),
+            r"x must be torch.float64 of shape \(batch, 5, 7\), got torch.float64 \(13, 3, 7\)",
+        ),
+        (lambda x: ModernHopfield(x, 1.0).energy(x.float()), "got torch.float32"),
+    ],
+)
 def test_refuses_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_states(n, N, D))

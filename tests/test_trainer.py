@@ -1,26 +1,46 @@
+"""The loop: what it computes, that it ends where an uninterrupted run ends, what it refuses."""
+
+import functools
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo  # noqa: F401  torch.optim imports it lazily, which must not happen while a test guards autograd
 from conftest import random_states
 
-from attractor_lib import trainer
+from attractor_lib import checkpoint
 from attractor_lib.baselines import BareAttention, TransformerBlock, backpropagation
-from attractor_lib.corruption import HideTokens, mean_token, no_corruption
+from attractor_lib.checkpoint import state_of
+from attractor_lib.corruption import AddNoise, HideTokens, mean_token, no_corruption
+from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.learning import energy_rule, prediction_rule
+from attractor_lib.learning.contrastive import ContrastiveDivergence, GibbsSampler, own_update
+from attractor_lib.learning.own_trajectory import AfterStages, OwnTrajectory, PersistentTrajectories
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, select_device, train
 
 CONFIG = TrainingConfig(epochs=4, batch_size=32, learning_rate=0.02)
 
 
+def examples():
+    """They have something to learn: every site is a fixed rotation of one hidden direction."""
+    rotations = torch.linalg.qr(torch.randn(5, 7, 7, generator=draw(0))).Q
+    return torch.einsum("iab,mb->mia", rotations, random_states(320, 7, seed=1).float())
+
+
 @pytest.fixture
 def tokens():
-    """Examples that have something to learn: every site is a fixed rotation of one hidden direction."""
-    generator = torch.Generator().manual_seed(0)
-    rotations = torch.linalg.qr(torch.randn(5, 7, 7, generator=generator)).Q
-    return torch.einsum("iab,mb->mia", rotations, random_states(320, 7, seed=1).float())
+    return examples()
+
+
+def draw(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def network(**form):
@@ -44,17 +64,28 @@ def test_trains_without_any_call_of_autograd(tokens, monkeypatch, rank):
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     assert not any(p.requires_grad for p in model.parameters())
     with pytest.raises(AssertionError, match="autograd was used"):  # the guard itself works
-        train(BareAttention(5, 7, width=16), backpropagation, tokens, hide(tokens), CONFIG, report=None)
+        train(
+            BareAttention(5, 7, width=16),
+            backpropagation,
+            tokens,
+            hide(tokens),
+            CONFIG,
+            report=None,
+        )
 
 
 @pytest.mark.parametrize("model", [BareAttention, TransformerBlock])
 def test_baselines_learn_from_the_same_loop(tokens, model):
-    history = train(model(5, 7, width=16), backpropagation, tokens, hide(tokens), CONFIG, report=None)
+    history = train(
+        model(5, 7, width=16), backpropagation, tokens, hide(tokens), CONFIG, report=None
+    )
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
 
 
 def test_backpropagation_has_the_loss_of_the_prediction_rule(tokens):
-    """The attractor network itself as the model: the baselines' rule must give the closed form's loss and gradients."""
+    """The attractor network itself as the model: the baselines' rule must give the closed form's
+    loss and gradients.
+    """
     model = network().double()
     state, sites = hide(tokens.double())(tokens.double(), torch.Generator().manual_seed(0))
     closed = prediction_rule(model, state, tokens.double(), sites)
@@ -66,28 +97,220 @@ def test_backpropagation_has_the_loss_of_the_prediction_rule(tokens):
         torch.testing.assert_close(closed[1][name], gradient, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("make, rule", [(network, prediction_rule), (lambda: network(rank=3), prediction_rule),
-                                        (lambda: TransformerBlock(5, 7, width=16), backpropagation)])
-def test_a_resumed_run_is_bit_identical(tokens, tmp_path, make, rule):
-    whole, parts = make(), make()
-    history = train(whole, rule, tokens, hide(tokens), CONFIG, report=None)
+def cases():
+    """Trainings that carry something from step to step, by name: (model, rule, corruption), each
+    made afresh.
+    """
 
-    class Stop(Exception):
-        pass
+    def with_rule(rule, corrupt=no_corruption, **form):
+        return network(**form), rule, corrupt
 
-    def stop_after_two(line, lines=[]):
-        lines.append(line)
-        if len(lines) == 2:
-            raise Stop
+    def on_its_way(hide):
+        model = network()
+        return model, prediction_rule, OwnTrajectory(model.update, hide, max_steps=3)
 
-    with pytest.raises(Stop):
-        train(parts, rule, tokens, hide(tokens), CONFIG, tmp_path / "c.pt", stop_after_two)
-    fresh = make()
-    resumed = train(fresh, rule, tokens, hide(tokens), CONFIG, tmp_path / "c.pt", report=None)
-    assert [e["loss"] for e in resumed] == [e["loss"] for e in history]
-    for name, p in whole.state_dict().items():
-        assert torch.equal(p, fresh.state_dict()[name])
-    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    def kept(rule):
+        return PersistentTrajectories(rule, n_steps=1, renewal=0.3, n_batches=3, seed=5)
+
+    hide_two, one = hide(examples()), {"n_heads": 1}
+    return {
+        "full rank": lambda: with_rule(prediction_rule, hide_two),
+        "low rank": lambda: with_rule(prediction_rule, hide_two, rank=3),
+        "baseline": lambda: (TransformerBlock(5, 7, width=16), backpropagation, hide_two),
+        "own updates": lambda: with_rule(ContrastiveDivergence(own_update, 2)),
+        "Gibbs": lambda: with_rule(ContrastiveDivergence(GibbsSampler(draw(3)), 1), **one),
+        "chains": lambda: with_rule(
+            ContrastiveDivergence(GibbsSampler(draw(3)), 1, random_states(6, 5, 7).float()), **one
+        ),
+        "kept": lambda: with_rule(kept(prediction_rule), hide_two),
+        "kept, Gibbs": lambda: with_rule(
+            kept(ContrastiveDivergence(GibbsSampler(draw(3)), 1)), hide_two, **one
+        ),
+        "own trajectory": lambda: on_its_way(hide_two),
+    }
+
+
+def loss_of_bias(model, step):
+    return {"bias": model.state_dict()["bias"].sum()} if hasattr(model, "bias") else None
+
+
+def kill_each_in_the_middle(folder):
+    """Each case in a process that kills itself in its third epoch, half a step into the network's
+    own state.
+    """
+    for name, make in cases().items():
+        if not (child := os.fork()):
+            model, rule, corrupt = make()
+
+            def observe(model, step):
+                if step == 23:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return loss_of_bias(model, step)
+
+            path = Path(folder) / f"{name}.pt"
+            train(model, rule, examples(), corrupt, CONFIG, path, report=None, observe=observe)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, name
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder of checkpoints. The processes are forked from one that has imported torch and run
+    nothing with it.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    script = f"import test_trainer; test_trainer.kill_each_in_the_middle({str(folder)!r})"
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=300)
+    return folder
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def without_seconds(history):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+
+
+@pytest.mark.parametrize("name", cases())
+def test_a_killed_and_resumed_run_is_bit_identical(killed, tmp_path, name):
+    path, ends = Path(shutil.copy(killed / f"{name}.pt", tmp_path)), []
+    assert len(torch.load(path)["history"]) == 2
+    for place in (None, path):
+        model, rule, corrupt = cases()[name]()
+        history = train(
+            model, rule, examples(), corrupt, CONFIG, place, report=None, observe=loss_of_bias
+        )
+        states = {"model": model.state_dict(), "rule": state_of(rule), "corrupt": state_of(corrupt)}
+        ends.append({**states, "history": without_seconds(history)})
+    assert same(*ends) and [path] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Gibbs", "chains", "kept", "kept, Gibbs"])
+def test_what_a_rule_carries_is_what_makes_it_so(killed, tmp_path, monkeypatch, name):
+    """Without it the same checkpoint leads elsewhere."""
+    ends = []
+    for forget in (False, True):
+        path = shutil.copy(killed / f"{name}.pt", tmp_path)
+        model, rule, corrupt = cases()[name]()
+        if forget:
+            monkeypatch.setattr(type(rule), "load_state_dict", lambda self, state: None)
+        train(model, rule, examples(), corrupt, CONFIG, path, report=None)
+        ends.append(model.state_dict())
+    assert not same(*ends)
+
+
+def test_a_corruption_that_carries_something_has_it_saved_too(tokens, tmp_path):
+    class EveryOther:
+        """Hides tokens in every other batch."""
+
+        def __init__(self):
+            self.calls = 0
+
+        def __repr__(self):
+            return "EveryOther()"
+
+        def __call__(self, tokens, generator):
+            self.calls += 1
+            return (hide(examples()) if self.calls % 2 else no_corruption)(tokens, generator)
+
+        def state_dict(self):
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state):
+            self.calls = state["calls"]
+
+    for wrap in (lambda c: c, lambda c: AfterStages((), c), lambda c: OwnTrajectory(abs, c, 1, 0)):
+        path, config = tmp_path / "c.pt", TrainingConfig(epochs=1, batch_size=64)
+        train(network(), prediction_rule, tokens, wrap(EveryOther()), config, path, report=None)
+        resumed = EveryOther()
+        train(network(), prediction_rule, tokens, wrap(resumed), config, path, report=None)
+        assert resumed.calls == 5
+        path.unlink()
+
+
+def named():
+    def nested(network, state, target, sites):
+        return prediction_rule(network, state, target, sites)
+
+    return nested
+
+
+class Nameless:
+    def __call__(self, *given):
+        return prediction_rule(*given)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda *given: prediction_rule(*given),
+        functools.partial(named(), sites=None),
+        Nameless(),
+        PersistentTrajectories(lambda *given: prediction_rule(*given)),
+        PersistentTrajectories(Nameless()),
+        ContrastiveDivergence(lambda network, x, clamped: x, 1),
+    ],
+)
+def test_refuses_a_rule_without_a_name_where_there_is_a_checkpoint(tokens, tmp_path, rule):
+    given = network(), rule, tokens, no_corruption, CONFIG
+    with pytest.raises(ValueError, match="rule must have a name .* got .*: define it with def, or"):
+        train(*given, tmp_path / "c.pt", report=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_a_corruption_without_a_name_where_there_is_a_checkpoint(tokens, tmp_path):
+    given = (lambda *given: no_corruption(*given)), CONFIG
+    with pytest.raises(ValueError, match="corrupt must have a name .* got <lambda>: define it"):
+        train(network(), prediction_rule, tokens, *given, tmp_path / "c.pt", report=None)
+    assert len(train(network(), prediction_rule, tokens, *given, report=None)) == 4
+
+
+def test_names_are_those_that_another_process_finds_and_differ_where_the_rules_do():
+    hide_one, noise = HideTokens(1, torch.ones(2, 3)), AddNoise(0, 0.1, PatchEmbedding(4, 2))
+    parts = [
+        named(),
+        prediction_rule,
+        ContrastiveDivergence(own_update, 1),
+        ContrastiveDivergence(own_update, 2),
+        ContrastiveDivergence(own_update, 1, torch.ones(4, 2, 3)),
+        ContrastiveDivergence(GibbsSampler(draw(0)), 1),
+        ContrastiveDivergence(GibbsSampler(draw(1)), 1),
+        *(PersistentTrajectories(prediction_rule, n) for n in (1, 2)),
+        *(PersistentTrajectories(ContrastiveDivergence(own_update, n)) for n in (1, 2)),
+        *(OwnTrajectory(abs, corrupt, 2) for corrupt in (no_corruption, hide_one, noise)),
+        *(OwnTrajectory(abs, no_corruption, n) for n in (1, 3)),
+        *(AfterStages((abs,) * n, hide_one) for n in (0, 1, 2)),
+    ]
+    names = [checkpoint.lasting_name(part, "part") for part in parts]
+    assert len(set(names)) == len(names) and names[0] == "nested"
+
+
+def test_observe_sees_the_model_before_the_first_step_and_after_each(tokens):
+    model, seen = network(), []
+
+    def loss(model, step):
+        seen.append((step, model.bias.clone()))
+        return {"size": model.bias.norm(), "twice": 2 * step} if step % 10 == 0 else None
+
+    history = train(model, prediction_rule, tokens, hide(tokens), CONFIG, report=None, observe=loss)
+    assert [step for step, _ in seen] == list(range(41)) and not seen[0][1].any()
+    assert torch.equal(seen[-1][1], model.bias) and not torch.equal(seen[-2][1], model.bias)
+    rows = [[row["step"] for row in record["observed"]] for record in history]
+    assert rows == [[0, 10], [20], [30], [40]]
+    assert history[2]["observed"] == [
+        {"step": 30, "size": seen[30][1].norm().item(), "twice": 60.0}
+    ]
+    plain = network()
+    unobserved = train(plain, prediction_rule, tokens, hide(tokens), CONFIG, report=None)
+    assert torch.equal(plain.bias, model.bias) and all("observed" not in r for r in unobserved)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tokens, tmp_path, monkeypatch):
@@ -101,28 +324,53 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tokens, tmp_path, monkeypatc
             raise OSError(28, "No space left on device")
         save(record, file)
 
-    monkeypatch.setattr(trainer.torch, "save", full_disk)
-    with pytest.raises(OSError, match="could not be written, the previous one stands: .*No space left"):
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(
+        OSError, match="could not be written, the previous one stands: .*No space left"
+    ):
         train(network(), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
-    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"] and len(torch.load(path)["history"]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"] and len(
+        torch.load(path)["history"]
+    ) == 1
 
 
 def test_refuses_a_checkpoint_that_is_not_its_own(tokens, tmp_path):
     path = tmp_path / "c.pt"
     train(network(), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
     other = TrainingConfig(epochs=4, batch_size=32, learning_rate=0.01)
-    with pytest.raises(ValueError, match="belongs to another run .learning_rate: 0.02 there, 0.01 here"):
+    with pytest.raises(
+        ValueError, match="belongs to another run .learning_rate: 0.02 there, 0.01 here"
+    ):
         train(network(), prediction_rule, tokens, hide(tokens), other, path, report=None)
     for other in (network(n_heads=3), network(beta=50.0)):
         with pytest.raises(ValueError, match="belongs to another run .model: "):
             train(other, prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
-    with pytest.raises(ValueError, match="belongs to another run .corruption: .*n_hidden=2.* there, .*n_hidden=3.* here"):
-        train(network(), prediction_rule, tokens, HideTokens(3, mean_token(tokens)), CONFIG, path, report=None)
+    with pytest.raises(
+        ValueError,
+        match="belongs to another run .corruption: .*n_hidden=2.* there, .*n_hidden=3.* here",
+    ):
+        train(
+            network(),
+            prediction_rule,
+            tokens,
+            HideTokens(3, mean_token(tokens)),
+            CONFIG,
+            path,
+            report=None,
+        )
     with pytest.raises(ValueError, match="belongs to another run .examples: 320 there, 300 here"):
         train(network(), prediction_rule, tokens[:300], hide(tokens), CONFIG, path, report=None)
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="other.pt is not a readable checkpoint"):
-        train(network(), prediction_rule, tokens, hide(tokens), CONFIG, tmp_path / "other.pt", report=None)
+        train(
+            network(),
+            prediction_rule,
+            tokens,
+            hide(tokens),
+            CONFIG,
+            tmp_path / "other.pt",
+            report=None,
+        )
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         train(network(), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
@@ -131,8 +379,8 @@ def test_refuses_a_checkpoint_that_is_not_its_own(tokens, tmp_path):
 def test_the_energy_rule_keeps_the_norm_of_every_coupling(tokens):
     model = network()
     config = TrainingConfig(epochs=2, batch_size=32, coupling_norm=3.0, frozen=("bias",))
-    history = train(model, lambda net, state, target, sites: energy_rule(net, state), tokens, no_corruption, config, report=None)
-    torch.testing.assert_close(model.couplings.norm(dim=(-2, -1)), torch.full((2, 5, 5), 3.0))
+    history = train(model, energy_rule, tokens, no_corruption, config, report=None)
+    torch.testing.assert_close(model.couplings.J.norm(dim=(-2, -1)), torch.full((2, 5, 5), 3.0))
     assert history[-1]["loss"] < history[0]["loss"] and not model.bias.any()
 
 
@@ -140,13 +388,24 @@ def test_seeds_decide_and_the_global_generator_does_not(tokens):
     def run(seed):
         torch.manual_seed(torch.seed())
         model = network()
-        train(model, prediction_rule, tokens, hide(tokens), TrainingConfig(epochs=1, batch_size=32, seed=seed), report=None)
-        return model.couplings
+        train(
+            model,
+            prediction_rule,
+            tokens,
+            hide(tokens),
+            TrainingConfig(epochs=1, batch_size=32, seed=seed),
+            report=None,
+        )
+        return model.couplings.J
+
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
 
 
 def test_the_learning_rate_follows_a_cosine_to_zero(tokens):
-    rates = [record["learning_rate"] for record in train(network(), prediction_rule, tokens, hide(tokens), CONFIG, report=None)]
+    rates = [
+        record["learning_rate"]
+        for record in train(network(), prediction_rule, tokens, hide(tokens), CONFIG, report=None)
+    ]
     expected = [0.02 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in (1, 2, 3, 4)]
     assert rates == pytest.approx(expected, abs=1e-9)
 
@@ -154,17 +413,30 @@ def test_the_learning_rate_follows_a_cosine_to_zero(tokens):
 @pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop"])
 def test_gradients_and_parameters_may_lie_in_memory_as_they_like(tokens, name):
     """torch's fused steps are silently wrong where the two lie differently."""
+
     def transposed(model, *example):
         loss, gradients = prediction_rule(model, *example)
-        return loss, {key: g.mT.contiguous().mT if g.ndim > 2 else g for key, g in gradients.items()}
+        return loss, {
+            key: g.mT.contiguous().mT if g.ndim > 2 else g for key, g in gradients.items()
+        }
 
     trained = []
-    for rule, lie in ((prediction_rule, lambda p: p), (transposed, lambda p: p), (prediction_rule, lambda p: p.mT.contiguous().mT)):
+    for rule, lie in (
+        (prediction_rule, lambda p: p),
+        (transposed, lambda p: p),
+        (prediction_rule, lambda p: p.mT.contiguous().mT),
+    ):
         model = network()
-        model._parameters["couplings"].data = lie(model.couplings.data)
-        train(model, rule, tokens, hide(tokens), TrainingConfig(epochs=1, batch_size=32, learning_rate=0.01, optimizer=name),
-              report=None)
-        trained.append(model.couplings)
+        model.couplings.J.data = lie(model.couplings.J.data)
+        train(
+            model,
+            rule,
+            tokens,
+            hide(tokens),
+            TrainingConfig(epochs=1, batch_size=32, learning_rate=0.01, optimizer=name),
+            report=None,
+        )
+        trained.append(model.couplings.J)
     torch.testing.assert_close(trained[1], trained[0], rtol=0, atol=0)
     torch.testing.assert_close(trained[2], trained[0], rtol=1e-3, atol=1e-4)
 
@@ -179,33 +451,76 @@ def test_a_diverging_loss_is_an_error(tokens):
     def diverges(model, state, target, sites):
         loss, gradients = prediction_rule(model, state, target, sites)
         return loss * math.nan, gradients
+
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1: lower learning_rate"):
         train(network(), diverges, tokens, hide(tokens), CONFIG, report=None)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: TrainingConfig(epochs=0), "epochs and batch_size must be at least 1, got 0 and 250"),
-    (lambda: TrainingConfig(learning_rate=-1.0), "learning_rate must be a finite number > 0, got -1.0"),
-    (lambda: TrainingConfig(optimizer="Sgd"), "optimizer must name a class of torch.optim, got 'Sgd'"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: TrainingConfig(epochs=0),
+            "epochs and batch_size must be at least 1, got 0 and 250",
+        ),
+        (
+            lambda: TrainingConfig(learning_rate=-1.0),
+            "learning_rate must be a finite number > 0, got -1.0",
+        ),
+        (
+            lambda: TrainingConfig(optimizer="Sgd"),
+            "optimizer must name a class of torch.optim, got 'Sgd'",
+        ),
+    ],
+)
 def test_refuses_a_bad_configuration(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("make", [lambda: TrainingConfig(3), lambda: TrainingConfig(n_epochs=3)])
+def test_a_configuration_is_given_by_known_names(make):
+    with pytest.raises(TypeError):
         make()
 
 
 def test_refuses_too_few_examples_other_shapes_and_unknown_parameters(tokens):
     with pytest.raises(ValueError, match=r"tokens must have shape \(n, N, d\), got \(320, 5\)"):
         train(network(), prediction_rule, tokens[..., 0], hide(tokens), CONFIG)
-    with pytest.raises(ValueError, match=r"every parameter that is trained; \['bias'\] are missing"):
-        train(network(), lambda *given: (torch.zeros(()), {"couplings": network().couplings}), tokens, hide(tokens), CONFIG)
+    with pytest.raises(
+        ValueError, match=r"every parameter that is trained; \['bias'\] are missing"
+    ):
+        train(
+            network(),
+            lambda *given: (torch.zeros(()), {"couplings.J": network().couplings.J}),
+            tokens,
+            hide(tokens),
+            CONFIG,
+        )
     with pytest.raises(ValueError, match="at least one batch of 32 examples, got 20"):
         train(network(), prediction_rule, tokens[:20], hide(tokens), CONFIG)
-    with pytest.raises(ValueError, match=r"frozen must name parameters among \['bias', 'couplings'\], got \['J'\]"):
-        train(network(), prediction_rule, tokens, hide(tokens), TrainingConfig(batch_size=32, frozen=("J",)))
+    with pytest.raises(
+        ValueError,
+        match=r"frozen must name parameters among \['bias', 'couplings.J'\], got \['J'\]",
+    ):
+        train(
+            network(),
+            prediction_rule,
+            tokens,
+            hide(tokens),
+            TrainingConfig(batch_size=32, frozen=("J",)),
+        )
+    with pytest.raises(
+        ValueError, match=r"coupling_norm is for a model with couplings, got parameters \['"
+    ):
+        config = TrainingConfig(batch_size=32, coupling_norm=1.0)
+        train(BareAttention(5, 7, width=16), backpropagation, tokens, hide(tokens), config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_asked_for_and_absent_is_a_clear_error():
     assert select_device("auto") == torch.device("cpu")
-    with pytest.raises(RuntimeError, match="'cuda' was asked for, but torch .* sees no CUDA device"):
+    with pytest.raises(
+        RuntimeError, match="'cuda' was asked for, but torch .* sees no CUDA device"
+    ):
         select_device("cuda")

