@@ -325,16 +325,17 @@ class _Workspace:
         Afterwards torch and numba have as many threads as before.
         """
         of_torch, of_numba = torch.get_num_threads(), numba.get_num_threads()
-        with self.lock, _blas().limit(limits=1, user_api="blas"):
-            self._prepare(
-                network, batch, min(of_torch, numba.config.NUMBA_NUM_THREADS, network.n_sites)
-            )
-            numba.set_num_threads(len(self.K))
-            try:
-                yield self
-            finally:
-                numba.set_num_threads(of_numba)
-                torch.set_num_threads(of_torch)  # numba may set it, where both use the same OpenMP
+        threads = min(of_torch, numba.config.NUMBA_NUM_THREADS, network.n_sites)
+        try:
+            with self.lock, _blas().limit(limits=1, user_api="blas"):
+                self._prepare(network, batch, threads)
+                numba.set_num_threads(len(self.K))
+                try:
+                    yield self
+                finally:
+                    numba.set_num_threads(of_numba)
+        finally:  # last: where both use the same OpenMP, numba sets torch's, and so does the limit
+            torch.set_num_threads(of_torch)
 
     def _prepare(self, network, batch: int, threads: int) -> None:
         H, N, D, dtype = (

@@ -2,6 +2,7 @@
 and precision.
 """
 
+import os
 import subprocess
 import sys
 
@@ -108,6 +109,20 @@ def test_any_number_of_threads_gives_the_same_numbers_and_is_left_as_it_was(thre
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(expected[name], gradients[name]) for name in expected)
+
+
+def test_one_thread_stays_one_thread():
+    """Also where numba could have more: other work beside it would else slow down several times."""
+    script = """
+import torch
+from attractor_lib.model import AttractorNetwork
+AttractorNetwork(4, 5).update(torch.nn.functional.normalize(torch.randn(9, 4, 5), dim=-1))
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "1\n"
 
 
 def test_strides_do_not_matter():
