@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= full
 BIN = $(VENV)/bin
+BOOK = $(BIN)/attractor-book
 HTML = book/_build/html/index.html
 DEVICE ?= cuda
 CHAPTERS ?= $(shell grep -l '"device = ' notebooks/[0-9]*.ipynb)
+ONE_THREAD = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help book pdf site links browser test reproduce results bench compare clean
+.PHONY: help book pdf site links browser check test reproduce results bench compare clean
 
 help:
 	@echo "make book       set up, then build the HTML book from the committed outputs"
 	@echo "make pdf        set up, then the whole book as one PDF; needs a Chromium (see the README)"
-	@echo "make test       set up, then the unit tests and the checks of every notebook"
+	@echo "make check      set up, then format, lint and the quick unit tests: 3 minutes on 2 cores"
+	@echo "make test       set up, then make check, the slow tests, and the checks of every notebook"
 	@echo "make reproduce  set up, execute every chapter afresh (about half an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
 	@echo "make compare    set up, execute the chapters on DEVICE (default: cuda), and compare with the committed ones"
@@ -26,7 +29,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else 'Python 3.11 or newer is needed, got %d.%d: try make PYTHON=python3.12' % v[:2])"
 	@echo "== set-up: a virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[book,sweep,test]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[fast,data,book,sweep,test]'
 	@touch $@
 
 book: $(VENV)/.complete
@@ -53,23 +56,30 @@ browser: $(VENV)/.complete
 		|| { apt-get update && apt-get install --yes chromium; }
 	@$(BIN)/python book/pdf.py --browser
 
-test: $(VENV)/.complete
+check: $(VENV)/.complete
+	@echo "== format and lint"
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
 	@echo "== data"
-	$(BIN)/python -m attractor_lib.data MNIST
-	@echo "== unit tests"
-	$(BIN)/python -m pytest tests
-	@echo "== every notebook executed again and compared with its committed outputs"
-	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+	$(BOOK) data MNIST
+	@echo "== quick unit tests"
+	$(ONE_THREAD) $(BIN)/python -m pytest tests -m "not slow and not browser" -n 2 --dist worksteal
+
+test: check
+	@echo "== slow unit tests, and those in a browser"
+	$(BIN)/python -m pytest tests -m "slow or browser" -v
+	@echo "== every notebook executed again and compared with its committed outputs, two at a time"
+	$(ONE_THREAD) $(BIN)/python -m pytest --nbval --nbval-current-env -n 2 --dist loadfile -v notebooks
 	@echo "== all tests passed"
 
 reproduce: $(VENV)/.complete
 	@echo "== executing every chapter; the committed notebooks stay as they are"
-	$(BIN)/python notebooks/rerun.py --all --output-dir _build/reproduce/notebooks
-	$(BIN)/python notebooks/rerun.py --book _build/reproduce
+	$(BOOK) rerun --all --output-dir _build/reproduce/notebooks
+	$(BOOK) rerun --book _build/reproduce
 	@echo "== the reproduced book is at _build/reproduce/book/$(HTML:book/%=%)"
 
 results: $(VENV)/.complete
-	$(BIN)/python notebooks/results.py $(FORCE)
+	$(BOOK) results $(FORCE)
 	@echo "== the results are in notebooks/results; the chapters show them"
 
 bench: $(VENV)/.complete
@@ -77,9 +87,9 @@ bench: $(VENV)/.complete
 
 compare: $(VENV)/.complete
 	rm -rf _build/compare
-	for chapter in $(CHAPTERS); do $(BIN)/python notebooks/rerun.py $$chapter -p device $(DEVICE) \
+	for chapter in $(CHAPTERS); do $(BOOK) rerun $$chapter -p device $(DEVICE) \
 		-o _build/compare/$$(basename $$chapter) || exit 1; done
-	$(BIN)/python notebooks/compare.py notebooks _build/compare
+	$(BOOK) compare notebooks _build/compare
 
 clean:
 	rm -rf book/_build _build

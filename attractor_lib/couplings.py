@@ -1,11 +1,10 @@
-r"""Couplings J^h_ij: what a site asks, what the others show it, and how a gradient comes back to
-the parameters.
+r"""Couplings J^h_ij: what a site asks, what others show it, how a gradient comes back to them.
 
 Index letters: m example, h head, i site that acts, j site that it hears, a b components, r rank.
 Every kind of couplings has
 
-- ``queries(x)``: q (batch, heads, N, r) and ``keys(x)``: k (batch, heads, N or 1, N, r), with x_i .
-J_ij x_j = q_i . k_ij;
+- ``queries(x)``: q (batch, heads, N, r);
+- ``keys(x)``: k (batch, heads, N or 1, N, r), with x_i . J_ij x_j = q_i . k_ij;
 - ``read_out(o)``: what o (batch, heads, N, r), the pooled keys, send to the spins, (batch, N, d);
 - ``gradient(s, of_queries, of_keys)``: the gradients of its parameters, by name;
 - ``dense()``: J (heads, N, N, d, d).

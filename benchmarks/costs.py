@@ -1,17 +1,22 @@
-"""What every contender costs: parameters, operations for one image, microseconds of training for one image."""
+"""What every contender costs: parameters, operations for one image, microseconds of training for
+one image.
+"""
 
 import statistics
 
 import torch
 from measure import example, interleaved, training_step
 
+from attractor_book.contenders import CONTENDERS, n_parameters, update_of
 from attractor_lib.analysis import operations
-from attractor_lib.contenders import CONTENDERS, n_parameters, update_of
 from attractor_lib.corruption import HideTokens, mean_token
-from attractor_lib.own_trajectory import AfterStages
+from attractor_lib.learning.own_trajectory import AfterStages
 
 BATCH = 250
-PROFILES = {"quick": {"rounds": 2, "sizes": [(16, 33)]}, "full": {"rounds": 11, "sizes": [(16, 33), (16, 50), (49, 17)]}}
+PROFILES = {
+    "quick": {"rounds": 2, "sizes": [(16, 33)]},
+    "full": {"rounds": 11, "sizes": [(16, 33), (16, 50), (49, 17)]},
+}
 
 
 def rows(device, rounds, sizes):
@@ -21,20 +26,38 @@ def rows(device, rounds, sizes):
 
 def costs(device, rounds, n_sites, dim):
     tokens = example(BATCH, n_sites, dim, device)[0]
-    hide, generator = HideTokens(n_sites // 2, mean_token(tokens), least=1), torch.Generator(device).manual_seed(0)
+    hide, generator = (
+        HideTokens(n_sites // 2, mean_token(tokens), least=1),
+        torch.Generator(device).manual_seed(0),
+    )
     functions, models, (state, sites) = {}, {}, hide(tokens, generator)
-    for contender in CONTENDERS.values():  # a cascade of blocks is made of the blocks that are there already: measured once
+    for contender in (
+        CONTENDERS.values()
+    ):  # a cascade of blocks is made of the blocks that are there already: measured once
         model = models.setdefault(contender.make, contender.make(n_sites, dim, 0).to(device))
-        functions[contender.make, "step"] = training_step(model, contender.rule, (state, tokens, sites))
+        functions[contender.make, "step"] = training_step(
+            model, contender.rule, (state, tokens, sites)
+        )
         if contender.n_stages > 1:
-            functions[contender.make, "update"] = lambda model=model: AfterStages((update_of(model),), hide)(tokens, generator)
+            functions[contender.make, "update"] = lambda model=model: AfterStages(
+                (update_of(model),), hide
+            )(tokens, generator)
     functions["hide"] = lambda: hide(tokens, generator)
-    seconds = {key: statistics.median(s) for key, s in interleaved(functions, rounds, device).items()}
+    seconds = {
+        key: statistics.median(s) for key, s in interleaved(functions, rounds, device).items()
+    }
     for name, contender in CONTENDERS.items():
         model, step = models[contender.make], seconds[contender.make, "step"]
         update = seconds.get((contender.make, "update"), 0) - seconds["hide"]
         for stages in range(1, contender.n_stages + 1):
             training = stages * (step + seconds["hide"]) + stages * (stages - 1) // 2 * update
-            yield {"name": name, "model": contender.family, "stages": stages, "n_sites": n_sites, "dim": dim,
-                   "parameters": stages * n_parameters(model),
-                   "operations": stages * operations(lambda: update_of(model)(tokens)) / BATCH, "training µs": 1e6 * training / BATCH}
+            yield {
+                "name": name,
+                "model": contender.label,
+                "stages": stages,
+                "n_sites": n_sites,
+                "dim": dim,
+                "parameters": stages * n_parameters(model),
+                "operations": stages * operations(lambda: update_of(model)(tokens)) / BATCH,
+                "training µs": 1e6 * training / BATCH,
+            }

@@ -1,6 +1,8 @@
-"""The whole book as one PDF: the page of the builder `singlehtml`, printed by a headless Chromium. Run by `make pdf`.
+"""The whole book as one PDF: the page of the builder `singlehtml`, printed by a headless Chromium.
+Run by `make pdf`.
 
-The folded code of the figures is left out; all other code, outputs, figures and tables are in, folded answers unfolded.
+The folded code of the figures is left out; all other code, outputs, figures and tables are in,
+folded answers unfolded.
 """
 
 import logging
@@ -15,7 +17,8 @@ from pypdf import PdfReader, PdfWriter
 logging.getLogger("pypdf").setLevel(logging.ERROR)  # it counts objects otherwise than Chromium
 BUILD = Path(__file__).resolve().parent / "_build"
 STYLE = """
-@page { size: A4; margin: 17mm 17mm 20mm; @bottom-center { content: counter(page); font: 9pt sans-serif; color: #555; } }
+@page { size: A4; margin: 17mm 17mm 20mm;
+  @bottom-center { content: counter(page); font: 9pt sans-serif; color: #555; } }
 @page :first { @bottom-center { content: none; } }
 body { line-height: 1.45; }
 .bd-main .bd-content { margin: 0 !important; }
@@ -38,24 +41,31 @@ a { text-decoration: none !important; }
 #jb-print-toc p.caption { font-weight: bold; margin: .6rem 0 .2rem; break-after: avoid; }
 """
 
-# What a page needs before it is printed. Returns the headings: title, level and the anchor that the contents link to.
+# What a page needs before it is printed. Returns the headings: title, level and the anchor that the
+# contents link to.
 PREPARE = """async () => {
   await MathJax.startup.promise;
   document.querySelectorAll("details.hide, .headerlink, button").forEach(e => e.remove());
   document.querySelectorAll("details").forEach(e => { e.open = true; });
   document.querySelectorAll(".toggle-hidden").forEach(e => e.classList.remove("toggle-hidden"));
-  await Promise.all([...document.images].map(image => { image.loading = "eager"; return image.decode(); }));
+  await Promise.all([...document.images].map(image => {
+    image.loading = "eager";
+    return image.decode();
+  }));
 
   const article = document.querySelector("article"), wide = article.clientWidth;
-  article.querySelectorAll("div.math mjx-math, table").forEach(e => {  // what is wider than the paper is made smaller
+  // What is wider than the paper is made smaller.
+  article.querySelectorAll("div.math mjx-math, table").forEach(e => {
     if (e.scrollWidth > wide) e.closest("div.math, table").style.zoom = wide / e.scrollWidth;
   });
 
-  // One page now: links between pages become links within it. The same automatic names came from several pages.
+  // One page now: links between pages become links within it. The same automatic names came from
+  // several pages.
   document.querySelectorAll("div.citation").forEach(e => { e.id = "citation-" + e.id; });
   document.querySelectorAll('a[href*="index.html#"]').forEach(a => {
     const name = a.hash.slice(1);
-    a.setAttribute("href", "#" + (document.getElementById("citation-" + name) ? "citation-" : "") + name);
+    const kind = document.getElementById("citation-" + name) ? "citation-" : "";
+    a.setAttribute("href", "#" + kind + name);
   });
 
   // The contents: the introduction, then the parts with their chapters and sections.
@@ -66,30 +76,42 @@ PREPARE = """async () => {
     return `<a href="#${heading.id}"><span>${heading.innerHTML}</span></a>`;
   };
   const chapter = section => `<li>${entry(section.querySelector("h2"), 0)}<ul>` +
-    [...section.querySelectorAll(":scope > section > :is(h2, h3)")].map(h => `<li>${entry(h, 1)}</li>`).join("") + "</ul></li>";
+    [...section.querySelectorAll(":scope > section > :is(h2, h3)")]
+      .map(h => `<li>${entry(h, 1)}</li>`).join("") + "</ul></li>";
   const introduction = article.querySelector(":scope > section");
   introduction.querySelector("h1").outerHTML = "<h2>Introduction</h2>";
   const opening = chapter(introduction);
   const captions = [...document.querySelectorAll(".bd-docs-nav p.caption")].map(e => e.textContent);
   const parts = [...article.querySelectorAll(".toctree-wrapper")].map((part, n) =>
-    `<p class="caption">${captions[n]}</p><ul>` + [...part.querySelectorAll(":scope > section")].map(chapter).join("") + "</ul>");
-  document.querySelector("#jb-print-toc").innerHTML = `<h2>Contents</h2><ul>${opening}</ul>${parts.join("")}` +
+    `<p class="caption">${captions[n]}</p><ul>` +
+    [...part.querySelectorAll(":scope > section")].map(chapter).join("") + "</ul>");
+  document.querySelector("#jb-print-toc").innerHTML =
+    `<h2>Contents</h2><ul>${opening}</ul>${parts.join("")}` +
     "<p><em>The code that draws the figures is left out here; the notebooks have it.</em></p>";
   return headings;
 }"""
-NUMBER = """pages => document.querySelectorAll("#jb-print-toc a").forEach(a => { a.dataset.page = pages[a.hash.slice(1)]; })"""
+NUMBER = """pages => document.querySelectorAll("#jb-print-toc a").forEach(
+  a => { a.dataset.page = pages[a.hash.slice(1)]; })"""
 
 
 def open_browser(playwright: Playwright) -> Browser:
-    """The browser that $CHROMIUM names, else one of this machine, else playwright's own; playwright's Error if there is none."""
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    """The browser that $CHROMIUM names, else one of this machine, else playwright's own;
+    playwright's Error if there is none.
+    """
+    program = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     return playwright.chromium.launch(executable_path=program)
 
 
 def print_book(browser: Browser, page: Path, target: Path) -> int:
-    """Print the page twice, the second time with the page numbers of the first in its contents; returns their number."""
+    """Print the page twice, the second time with the page numbers of the first in its contents;
+    returns their number.
+    """
     styled = page.with_name("print.html")
-    styled.write_text(page.read_text().replace("</head>", f"<style>{STYLE}</style></head>", 1))  # before formulas are set
+    styled.write_text(
+        page.read_text().replace("</head>", f"<style>{STYLE}</style></head>", 1)
+    )  # before formulas are set
     target.parent.mkdir(parents=True, exist_ok=True)
     view = browser.new_page(viewport={"width": 665, "height": 1000})  # A4 less the margins
     view.set_default_timeout(600_000)  # milliseconds, for a busy machine
@@ -99,13 +121,18 @@ def print_book(browser: Browser, page: Path, target: Path) -> int:
     for _ in range(2):
         view.pdf(path=target, prefer_css_page_size=True, print_background=True)
         written = PdfReader(target)
-        pages = {name.lstrip("/"): written.get_destination_page_number(place)
-                 for name, place in written.named_destinations.items()}
+        pages = {
+            name.lstrip("/"): written.get_destination_page_number(place)
+            for name, place in written.named_destinations.items()
+        }
         view.evaluate(NUMBER, {name: number + 1 for name, number in pages.items()})
     view.close()
     book = PdfWriter(clone_from=written)
+    above = None
     for title, level, name in headings:
-        above = book.add_outline_item(title=title, page_number=pages[name], parent=above if level else None)
+        above = book.add_outline_item(
+            title=title, page_number=pages[name], parent=above if level else None
+        )
     book.write(target)
     return len(written.pages)
 
@@ -118,6 +145,7 @@ if __name__ == "__main__":
             if sys.argv[1:] == ["--browser"]:  # only see whether there is one
                 print(f"== the browser is Chromium {browser.version}")
             else:
-                print(f"{print_book(browser, BUILD / 'singlehtml' / 'index.html', target)} pages in {target}")
+                page = BUILD / "singlehtml" / "index.html"
+                print(f"{print_book(browser, page, target)} pages in {target}")
     except Error as error:
         sys.exit(f"error: {error}")

@@ -1,27 +1,29 @@
-"""The update and the prediction rule of full-rank heads near a CPU's limit: the keys never leave
-its cache.
+"""The update and the prediction rule of full-rank heads near a CPU's limit.
 
 **What sets the pace.** With keys k_ij = J_ij s_j, residual r_i = h_i(s) - x_i and attention a_ij,
 the rule needs two matrix products of 2 batch N^2 d^2 operations a head: the keys, and the sum over
 examples of dL/dk_ij s_j^T. What lies between them,
 
-    a_ij = softmax over the j that i hears of beta s_i . k_ij,   o_i = sum_j a_ij k_ij,   r_i =
-    sum_h o_i + b_i - x_i, z_ij = beta a_ij (r_i . k_ij - r_i . o_i),   dL/dk_ij = a_ij r_i + z_ij
-    s_i,
+::
+
+    a_ij = softmax over the j that i hears of beta s_i . k_ij
+    o_i  = sum_j a_ij k_ij
+    r_i  = sum_h o_i + b_i - x_i
+    z_ij = beta a_ij (r_i . k_ij - r_i . o_i)
+    dL/dk_ij = a_ij r_i + z_ij s_i
 
 is of order batch N^2 d only, but it reads and writes the keys, (batch, heads, N, N, d) numbers,
 again and again. In operations on whole tensors most of the time goes there, into memory traffic.
-Here:
+Here the keys never leave the processor's cache:
 
 1. Examples lie side by side. Tokens are laid out as (block, N, d, m), the m examples of a block
-last. So the keys that one
-   site j shows come out of a matrix product as (d, m), and every line above is a loop over m of the
-   same operation: a vector instruction for many examples, no sum across a vector.
+   last. So the keys that one site j shows come out of a matrix product as (d, m), and every line
+   above is a loop over m of the same operation: a vector instruction for many examples, no sum
+   across a vector.
 2. Each site minds its own business. The energy e_i needs only J_i and the tokens. So a thread takes
-a site i and a block,
-   multiplies J_ij s_j, goes through the equations, overwrites the keys by dL/dk_ij, and adds the
-   second product to dL/dJ_ij. No other thread reads what it writes, and the keys of one site and
-   one block, (heads, N, d, m), stay in its cache.
+   a site i and a block, multiplies J_ij s_j, goes through the equations, overwrites the keys by
+   dL/dk_ij, and adds the second product to dL/dJ_ij. No other thread reads what it writes, and the
+   keys of one site and one block, (heads, N, d, m), stay in its cache.
 
 So working memory does not grow with the batch: it is the keys of one site and block for each
 thread, and the tokens of `EXAMPLES` examples. The loops are compiled by numba, on the first call

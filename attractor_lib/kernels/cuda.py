@@ -1,13 +1,13 @@
-r"""The update and the prediction rule of full-rank heads on a GPU: the keys never reach device
-memory.
+r"""The update and the prediction rule of full-rank heads on a GPU: keys stay in registers.
 
 The derivation is that of ``attractor_lib.kernels.cpu``. In the first kernel a program takes a site
 i, a head and a block of examples, goes through the sites j that i hears, makes the keys k_ij = J_ij
 s_j of its block in registers, and keeps of them only the running maximum, sum and mean of an online
-softmax (as flash attention does):
+softmax (as flash attention does)::
 
-    top <- max(top, t_j),   total <- total e^(old - top) + e^(t_j - top),   o <- o e^(old - top) +
-    e^(t_j - top) k_j ,
+    top   <- max(top, t_j)
+    total <- total e^(old - top) + e^(t_j - top)
+    o     <- o e^(old - top) + e^(t_j - top) k_j
 
 with t_j = beta s_i . k_ij. It leaves o_i / total and log total + top = log sum_j e^t_j. In the
 second kernel a program takes a pair (i, j) and a head, goes through the examples, makes the keys

@@ -1,15 +1,15 @@
-r"""The exact conditional distributions of a network with one head of full rank, and learning and
-sampling with them.
+r"""The exact conditionals of a network with one head of full rank, to learn and sample with.
 
 exp(-beta e_i) normalised over the sphere is a mixture of von Mises-Fisher distributions, one
 component for each other site. With m_ij = J_ij x_j + b_i, kappa_ij = beta |m_ij|, and j != i
 throughout,
 
+::
+
     p(x_i | x_rest) = sum_j exp(beta x_i . m_ij) / sum_j Z_d(kappa_ij)
-                    = sum_j w_ij vMF(x_i; m_ij / |m_ij|, kappa_ij) ,   w_ij = softmax_j log
-                    Z_d(kappa_ij)
-    a_ij            = softmax_j beta x_i . m_ij                        the attention is the
-    responsibility of component j
+                    = sum_j w_ij vMF(x_i; m_ij / |m_ij|, kappa_ij)
+    w_ij            = softmax_j log Z_d(kappa_ij)
+    a_ij            = softmax_j beta x_i . m_ij      attention: component j's responsibility
 
 as derived in 07_exact_pseudo_likelihood; where `hears` is another, j runs over the sites that i
 hears. gamma drops out, since |x_i| = 1. Z_d and A_d are those of
@@ -34,15 +34,16 @@ from attractor_lib.states import blocks, check_example, check_mask, project
 def log_conditional(
     network: AttractorNetwork, state: Tensor, target: Tensor | None = None
 ) -> Tensor:
-    """log p(target_i | state_rest) for each site i, (batch, N), a density on S^(d-1) in nats.
+    """log p(target_i | state_rest) for each site i, (batch, N), a density on S^(d-1) in nats::
 
-        log p = log sum_j exp(beta x_i . m_ij) - log sum_j Z_d(kappa_ij) ,   x = target, m_ij = J_ij
-        s_j + b_i
+        log p = log sum_j exp(beta x_i . m_ij) - log sum_j Z_d(kappa_ij) ,   m_ij = J_ij s_j + b_i
 
-    state: s (batch, N, d), tokens on the sphere. Site i does not see its own token. target: x
-    (batch, N, d), tokens on the sphere; None for the state itself. The sites are scored each by
-    itself, given
-        the state of the others. Uniform on the sphere is -log Z_d(0).
+    The sites are scored each by itself, given the state of the others. Uniform on the sphere is
+    -log Z_d(0).
+
+    Args:
+        state: s (batch, N, d), tokens on the sphere. Site i does not see its own token.
+        target: x (batch, N, d), tokens on the sphere; None for the state itself.
     """
     check_network(network)
     target = state if target is None else target
@@ -57,11 +58,13 @@ def log_conditional(
 
 @torch.no_grad()
 def predicted_mean(network: AttractorNetwork, state: Tensor) -> Tensor:
-    """E[x_i | state_rest] = sum_j w_ij A_d(kappa_ij) m_ij / |m_ij|, (batch, N, d), inside the
-    sphere.
+    """E[x_i | state_rest] = sum_j w_ij A_d(kappa_ij) m_ij / |m_ij|, (batch, N, d), in the sphere.
 
     The prediction of smallest squared error under the model. 1 - |E x_i|^2 is the variance that the
-    model expects. A site does not see its own token. state: (batch, N, d), tokens on the sphere.
+    model expects. A site does not see its own token.
+
+    Args:
+        state: (batch, N, d), tokens on the sphere.
     """
     check_network(network)
     network.check(state, "state")
@@ -75,26 +78,36 @@ def predicted_mean(network: AttractorNetwork, state: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pseudo_likelihood_rule(
-    network: AttractorNetwork, state: Tensor, target: Tensor, sites: Tensor | None = None
+    network: AttractorNetwork,
+    state: Tensor,
+    target: Tensor | None = None,
+    sites: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """Exact pseudo-likelihood: L = mean over examples of - sum_{i in sites} log p(target_i |
-    state_rest), in nats.
+    """Exact pseudo-likelihood, the data minus the model's own expectation::
 
-        dL/dm_ij = -beta [ a_ij x_i - w_ij A_d(kappa_ij) m_ij / |m_ij| ]       data minus the
-        model's own expectation dL/dJ_ij = dL/dm_ij s_j^T ,   dL/db_i = sum_j dL/dm_ij
+        L        = mean over examples of - sum_{i in sites} log p(x_i | s_rest)
+        dL/dm_ij = -beta [ a_ij x_i - w_ij A_d(kappa_ij) m_ij / |m_ij| ]
+        dL/dJ_ij = dL/dm_ij s_j^T ,   dL/db_i = sum_j dL/dm_ij
 
     a_ij is taken at the target: the responsibility of component j for it. The model enters by its
     exact expectation, so nothing is sampled, and no bound on the couplings is needed. For
     ``train``, in place of ``prediction_rule``.
 
-    state: s (batch, N, d), tokens on the sphere: the clean example, or one with hidden or noisy
-    tokens. target: x (batch, N, d), tokens on the sphere. sites: boolean, (N,) or (batch, N): the
-    sites i that are predicted; None for all.
+    Args:
+        network: one head of full rank.
+        state: s (batch, N, d), tokens on the sphere: the clean example, or one with hidden or noisy
+            tokens.
+        target: x (batch, N, d), tokens on the sphere; None for the state itself.
+        sites: boolean, (N,) or (batch, N): the sites i that are predicted; None for all.
 
-    Returns the loss (a scalar) and the gradients of the network's parameters by name. Raises
-    ValueError, besides, for a target or sites of another shape, or an empty batch.
+    Returns:
+        The loss (a scalar, nats) and the gradients of the network's parameters by name.
+
+    Raises:
+        ValueError: besides, for a target or sites of another shape, or an empty batch.
     """
     check_network(network)
+    target = state if target is None else target
     sites = _check_target(network, state, target, sites)
     J = _by_partner(network)
     loss, dJ, db = state.new_zeros(()), torch.zeros_like(J), torch.zeros_like(network.bias)
@@ -119,11 +132,15 @@ def pseudo_likelihood_rule(
 def draw_site(
     network: AttractorNetwork, state: Tensor, site: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """x_i for one site i, (batch, d), drawn from p(x_i | state_rest): a component j from w_ij, then
-    von Mises-Fisher.
+    """x_i for one site i, (batch, d), drawn from p(x_i | state_rest).
 
-    Only the J_ij of that i act, so N calls multiply by as many couplings as one update. site: i,
-    from 0 to N - 1. generator: on the network's device.
+    A component j is drawn from w_ij, then its von Mises-Fisher distribution. Only the J_ij of that
+    i act, so N calls multiply by as many couplings as one update.
+
+    Args:
+        state: (batch, N, d), tokens on the sphere.
+        site: i, from 0 to N - 1.
+        generator: on the network's device.
     """
     check_network(network)
     network.check(state, "state")
@@ -147,16 +164,22 @@ def gibbs_sweep(
     generator: torch.Generator | None = None,
     clamped: Tensor | None = None,
 ) -> Tensor:
-    """One sweep of the Gibbs sampler: sites 0, 1, ..., N - 1, each drawn from p(x_i | current
-    others). New (batch, N, d).
+    """One sweep of the Gibbs sampler: sites 0 ... N - 1 in turn, each drawn from p(x_i | others).
 
     Its cost is that of N calls of `draw_site`, not of N updates. For N > 2 the conditionals are in
     general not those of one joint distribution, so what repeated sweeps settle to may depend on the
     order of the sites.
 
-    state: (batch, N, d), tokens on the sphere; it is left as it is. generator: on the network's
-    device. clamped: boolean, (N,) or (batch, N): sites that keep their token. Raises ValueError for
-    another shape or dtype.
+    Args:
+        state: (batch, N, d), tokens on the sphere; it is left as it is.
+        generator: on the network's device.
+        clamped: boolean, (N,) or (batch, N): sites that keep their token.
+
+    Returns:
+        The new state (batch, N, d).
+
+    Raises:
+        ValueError: for `clamped` of another shape or dtype.
     """
     check_network(network)
     x = network.check(state, "state").clone()
@@ -173,15 +196,14 @@ def gibbs_sweep(
 
 
 def _by_partner(network: AttractorNetwork) -> Tensor:
-    """J_ij for each j that sends, (N, N d, d): one matrix product a site gives all its messages,
-    contiguous.
-    """
+    """J_ij for each j that sends, (N, N d, d): a product of one matrix gives all its messages."""
     return network.couplings.J[0].transpose(0, 1).flatten(1, 2)
 
 
 def _components(network: AttractorNetwork, J: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """m_ij, log Z_d(kappa_ij), -inf where i does not hear j, and A_d(kappa_ij) / kappa_ij, j first:
-    (N, batch, N, [d]).
+    """m_ij, log Z_d(kappa_ij), and A_d(kappa_ij) / kappa_ij, j first: (N, batch, N, [d]).
+
+    log Z is -inf where i does not hear j.
     """
     m = (
         torch.bmm(s.transpose(0, 1), J.transpose(1, 2))

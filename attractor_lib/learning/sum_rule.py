@@ -1,5 +1,4 @@
-r"""All partners together: the classical pseudo-likelihood of vector spins, beside the mixture of
-one partner or another.
+r"""All partners together: the classical pseudo-likelihood of vector spins, beside the mixture.
 
 With the plain sum of messages in place of attention, h_i = sum_j J_ij x_j + b_i over the j that i
 hears, the conditional is one von Mises-Fisher distribution around it, exactly normalised

@@ -1,4 +1,6 @@
-"""Parts of pages that the book takes from its notebooks when it is built: a page asks for one by its name in double braces."""
+"""Parts of pages that the book takes from its notebooks when it is built: a page asks for one by
+its name in double braces.
+"""
 
 import json
 from datetime import datetime
@@ -6,13 +8,16 @@ from pathlib import Path
 
 import nbformat
 
-from attractor_lib.parameters import read_parameters
+from attractor_book.parameters import read_parameters
 
+PARAMETER = ["parameter", "default", "meaning", "unit", "range"]
 RUN = ["date", "seconds", "device", "cores", "threads", "python", "torch"]
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
+    return "\n".join(
+        f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows]
+    )
 
 
 def parameter_tables(folder: Path) -> str:
@@ -21,22 +26,45 @@ def parameter_tables(folder: Path) -> str:
     for path in sorted(folder.glob("[0-9]*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         title = f"{int(path.name[:2])}. {cells[0].source.splitlines()[0].removeprefix('# ')}"
-        source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-        rows = [[f"`{p.name}`", f"`{p.default!r}`", p.meaning.replace("|", r"\|"), p.unit, p.allowed.replace("*", r"\*")]
-                for p in read_parameters(source).values()]
-        parts.append(f"## {title}\n\nIn [](notebooks/{path.name}).\n\n{table(['parameter', 'default', 'meaning', 'unit', 'range'], rows)}\n")
+        source = "\n".join(
+            cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])
+        )
+        rows = [
+            [
+                f"`{p.name}`",
+                f"`{p.default!r}`",
+                p.meaning.replace("|", r"\|"),
+                p.unit,
+                p.allowed.replace("*", r"\*"),
+            ]
+            for p in read_parameters(source).values()
+        ]
+        parts.append(f"## {title}\n\nIn [](notebooks/{path.name}).\n\n{table(PARAMETER, rows)}\n")
     return "\n".join(parts)
 
 
 def execution_status(folder: Path) -> str:
-    """For every chapter when it was executed, how long that took, on what; what a notebook does not say is left empty."""
+    """For every chapter when it was executed, how long that took, on what; what a notebook does not
+    say is left empty.
+    """
     rows = []
     for path in sorted(folder.glob("[0-9]*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-        times = [datetime.fromisoformat(time) for cell in cells for time in cell.metadata.get("execution", {}).values()]
-        run = {"python": notebook.metadata.language_info.version, **notebook.metadata.get("provenance", {})}
-        run = {"date": f"{min(times):%Y-%m-%d}", "seconds": (max(times) - min(times)).total_seconds(), **run}
+        cells = [
+            cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()
+        ]
+        times = [
+            datetime.fromisoformat(time)
+            for cell in cells
+            for time in cell.metadata.get("execution", {}).values()
+        ]
+        run = {
+            "python": notebook.metadata.language_info.version,
+            **notebook.metadata.get("provenance", {}),
+        }
+        if times:
+            seconds = (max(times) - min(times)).total_seconds()
+            run = {"date": f"{min(times):%Y-%m-%d}", "seconds": seconds, **run}
         rows.append([f"{int(path.name[:2])}. [](notebooks/{path.name})", len(cells), *shown(run)])
     return table(["chapter", "code cells", *RUN], rows)
 
@@ -55,19 +83,31 @@ def stored_results(folder: Path) -> str:
 def transient_memory(folder: Path) -> str:
     """The moving picture of chapter 6, as its notebook has it."""
     cells = nbformat.read(folder / "06_transient_memories.ipynb", as_version=4).cells
-    pages = (output.get("data", {}).get("text/html", "") for cell in cells for output in cell.get("outputs", []))
+    pages = (
+        output.get("data", {}).get("text/html", "")
+        for cell in cells
+        for output in cell.get("outputs", [])
+    )
     picture = next(html for html in pages if 'id="worked-memories"' in html)
     return f"````{{raw}} html\n{picture}\n````"
 
 
 def shown(run: dict) -> list:
-    run = {**run, "seconds": round(run["seconds"]), "date": run["date"].replace("-", "\u2011"),  # no line breaks here
-           "device": run.get("device", "").replace(" ", "\u00a0")}
+    run = {
+        **run,
+        "seconds": round(run["seconds"]) if "seconds" in run else "",
+        "date": run.get("date", "").replace("-", "\u2011"),  # no line breaks here
+        "device": run.get("device", "").replace(" ", "\u00a0"),
+    }
     return [run.get(name, "") for name in RUN]
 
 
-PARTS = {"{{ parameter_tables }}": parameter_tables, "{{ execution_status }}": execution_status, "{{ stored_results }}": stored_results,
-         "{{ transient_memory }}": transient_memory}
+PARTS = {
+    "{{ parameter_tables }}": parameter_tables,
+    "{{ execution_status }}": execution_status,
+    "{{ stored_results }}": stored_results,
+    "{{ transient_memory }}": transient_memory,
+}
 
 
 def fill(app, page: str, source: list[str]) -> None:

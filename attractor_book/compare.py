@@ -1,20 +1,19 @@
 """Compare chapters executed elsewhere (on a GPU, with other versions) with the committed ones.
 
-    python notebooks/compare.py notebooks _runs/gpu
-    python notebooks/compare.py notebooks/04_masked_prediction.ipynb _runs/04_masked_prediction-device=cuda.ipynb
+What must be the same: the code, every word of every output, row and column names, and so whether
+each statement is True. Numbers are compared within their column of a table (or the lines of a text
+that differ in their numbers only), on the scale of the largest one there, since another device
+draws other random numbers:
 
-What must be the same: the code, every word of every output, row and column names, and so whether each statement is True.
-Numbers are compared within their column of a table (or the lines of a text that differ in their numbers only), on the
-scale of the largest one there, since another device draws other random numbers:
-- in cells that the tests compare: none off by more than --exact;
-- in the others, which depend on a training: at most the share --allow of a chapter's numbers off by more than --tolerance,
-  none by more than five times that.
-Not compared: times and where a run took place, what follows a plus-minus sign, standard deviations and errors, pictures.
+- in cells that the tests compare none may be off by more than ``--exact``;
+- in the others, which depend on a training, at most the share ``--allow`` of a chapter's numbers
+  may be off by more than ``--tolerance``, none by more than five times that.
+
+Not compared: times and where a run took place, what follows a plus-minus sign, standard deviations
+and errors, pictures.
 """
 
-import argparse
 import re
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -23,21 +22,29 @@ from bs4 import BeautifulSoup
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?(?!\w)")
 TIME = re.compile(r"\d[\d.]* (?:s|ms|seconds|minutes)\b|(?<=±) ?[\d.e+-]+")
-LEFT_OUT = re.compile(r"\(s\)|seconds|date|device|threads|torch|file|standard (?:deviation|error)|\bstd\b")
+LEFT_OUT = re.compile(
+    r"\(s\)|seconds|date|device|threads|torch|file|standard (?:deviation|error)|\bstd\b"
+)
 
 
 def split(text: str) -> tuple[str, list[float]]:
     """The words of a text, with # for each number, and the numbers."""
     text = TIME.sub("", text)
-    return " ".join(NUMBER.sub("#", text).split()), [float(n.replace(",", "")) for n in NUMBER.findall(text)]
+    return " ".join(NUMBER.sub("#", text).split()), [
+        float(n.replace(",", "")) for n in NUMBER.findall(text)
+    ]
 
 
 def table_lines(html: str):
-    """The names of rows and columns, then the words, numbers and column of each entry that is compared."""
+    """The names of rows and columns, then the words, numbers and column of each entry that is
+    compared.
+    """
     table = BeautifulSoup(html, "html.parser").find("table")
     yield " ".join(th.get_text(" ", strip=True) for th in table.find_all("th")), [], ""
-    headers = [[th.get_text() for th in row.find_all("th") for _ in range(int(th.get("colspan", 1)))]
-               for row in table.find("thead").find_all("tr")]
+    headers = [
+        [th.get_text() for th in row.find_all("th") for _ in range(int(th.get("colspan", 1)))]
+        for row in table.find("thead").find_all("tr")
+    ]
     for row in table.find("tbody").find_all("tr"):
         label, entries = " ".join(th.get_text() for th in row.find_all("th")), row.find_all("td")
         for n, entry in enumerate(entries):
@@ -47,7 +54,9 @@ def table_lines(html: str):
 
 
 def output_lines(cell):
-    """Words, numbers and the group of numbers that they are compared with, for each line or entry of a cell's outputs."""
+    """Words, numbers and the group of numbers that they are compared with, for each line or entry
+    of a cell's outputs.
+    """
     text = "".join(o.text for o in cell.outputs if o.output_type == "stream")
     data = [o.data for o in cell.outputs if "data" in o and "image/png" not in o.data]
     for html in (d["text/html"] for d in data if "<table" in d.get("text/html", "")):
@@ -63,7 +72,13 @@ def compare(old: Path, new: Path, exact: float, tolerance: float, allow: float) 
     pair = []
     for path in (old, new):
         cells = nbformat.read(path, as_version=4).cells
-        pair.append([c for c in cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])])
+        pair.append(
+            [
+                c
+                for c in cells
+                if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
+            ]
+        )
     if [c.source for c in pair[0]] != [c.source for c in pair[1]]:
         return ["the code differs: not the same chapter, or not the same version of it"]
     wrong, loose = [], []
@@ -85,38 +100,41 @@ def compare(old: Path, new: Path, exact: float, tolerance: float, allow: float) 
             for x, y in values:
                 off = abs(y - x) / scale
                 line = f"code cell {n}: {x:g} is now {y:g} ({group})"
-                if not off <= (5 * tolerance if trained else exact):  # written so that NaN fails too
+                if not off <= (
+                    5 * tolerance if trained else exact
+                ):  # written so that NaN fails too
                     wrong.append(line)
                 elif trained:
                     loose.append((off > tolerance, line))
     outside = [line for far, line in loose if far]
     if len(outside) > allow * len(loose):
-        wrong += [f"{len(outside)} of {len(loose)} numbers are off by more than {tolerance:.0%} of their scale:", *outside]
-    print(f"{old.stem}: {len(wrong)} differences; {len(outside)} of {len(loose)} numbers after a training are off by more "
-          f"than {tolerance:.0%}")
+        wrong += [
+            f"{len(outside)} of {len(loose)} numbers are off by more than "
+            f"{tolerance:.0%} of their scale:",
+            *outside,
+        ]
+    print(
+        f"{old.stem}: {len(wrong)} differences; {len(outside)} of {len(loose)} numbers "
+        f"after a training are off by more than {tolerance:.0%}"
+    )
     return wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python notebooks/compare.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path, help="a committed notebook, or the folder of them")
-    parser.add_argument("new", type=Path, help="the same executed again, or a folder of some of them, with the same file names")
-    parser.add_argument("--exact", type=float, default=0.01, help="for cells that the tests compare (default: 0.01)")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="for what depends on a training (default: 0.1)")
-    parser.add_argument("--allow", type=float, default=0.1, help="share of those numbers that may be outside (default: 0.1)")
-    arguments = parser.parse_args()
-    pairs = [(arguments.old, arguments.new)]
-    if arguments.old.is_dir():
-        pairs = [(arguments.old / path.name, path) for path in sorted(arguments.new.glob("*.ipynb"))]
+def compare_all(old: Path, new: Path, exact: float, tolerance: float, allow: float) -> None:
+    """Compare two notebooks, or those of a folder with the ones of the same name in another.
+
+    Raises:
+        ValueError: with all that differs by more than it may, and where there is nothing to
+            compare.
+    """
+    pairs = [(old, new)]
+    if old.is_dir():
+        pairs = [(old / path.name, path) for path in sorted(new.glob("*.ipynb"))]
     missing = [str(path) for pair in pairs for path in pair if not path.exists()]
     if missing or not pairs:
-        sys.exit(f"error: there is no {', '.join(missing) or f'notebook in {arguments.new}'}")
-    wrong = [f"{old.stem}, {line}" for old, new in pairs
-             for line in compare(old, new, arguments.exact, arguments.tolerance, arguments.allow)]
+        raise ValueError(f"there is no {', '.join(missing) or f'notebook in {new}'}")
+    wrong = [
+        f"{a.stem}, {line}" for a, b in pairs for line in compare(a, b, exact, tolerance, allow)
+    ]
     if wrong:
-        sys.exit("\n".join(wrong))
-
-
-if __name__ == "__main__":
-    main()
+        raise ValueError("\n".join(wrong))

@@ -1,0 +1,218 @@
+"""The long runs behind the chapters with stored results: several seeds, long training; one file
+each.
+"""
+
+ABLATIONS = {"epochs": 2, "only": "", "n_test": 2000}
+COST = {
+    "attractors": "attractor 2x8; attractor 4x8; attractor 8x16; attractor 16x16",
+    "shared": "shared 8x16; shared 8x32",
+    "blocks": "transformer block 32; transformer block 64",
+    "wide": "transformer block 128",
+    "widest": "transformer block 256",
+    "bare": "bare attention 32; bare attention 64; bare attention 128; bare attention 256; "
+    "Hopfield layer 256",
+    "energy": "energy transformer 64",
+}
+COST_HIDDEN = {**COST, "small-shared": "shared 4x16"}
+COST_NOISE = {
+    **COST,
+    "bare": "bare attention 32; bare attention 64; bare attention 128",
+    "shared": "shared 8x16",
+    # for noise, these are better at half the learning rate that they have for hidden tokens:
+    "half": "bare attention 256; Hopfield layer 256",
+    "half-shared": "shared 8x32",
+}
+RUNS = [  # chapter, name of the run, parameters
+    ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
+    *[
+        (
+            chapter,
+            f"learning-rate-x{factor}",
+            {"epochs": epochs, "lr_factor": factor, "n_validation": 5000},
+        )
+        for chapter, epochs in (("04_masked_prediction", 15), ("05_denoising", 10))
+        for factor in (0.5, 1.0, 2.0)
+    ],
+    *[
+        (
+            "12_ablations",
+            f"learning-rate-x{factor}",
+            {
+                **ABLATIONS,
+                "n_train": 10000,
+                "n_images": 100,
+                "lr_factor": factor,
+                "n_validation": 5000,
+                "train_on": "hidden; clean",
+                "only": {
+                    0.25: "beta 20; linear attention; 16 heads of rank 16",
+                    8.0: "beta 0; beta 0.2",
+                }.get(factor, ""),
+            },
+        )
+        for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    ],
+    ("04_masked_prediction", "short-seed0", {"epochs": 4}),
+    ("05_denoising", "short-seed0", {"epochs": 3}),
+    (
+        "12_ablations",
+        "long-seed0",
+        {
+            "n_train": 60000,
+            "epochs": 3,
+            "n_test": 5000,
+            "n_images": 200,
+            "only": "reference; beta 0",
+            "train_on": "hidden",
+        },
+    ),
+    (
+        "07_exact_pseudo_likelihood",
+        "learning-rates",
+        {"prediction_rates": [0.02, 0.05, 0.1], "likelihood_rates": [0.5, 2.0, 8.0]},
+    ),
+    (
+        "08_contrastive_divergence",
+        "more-sweeps",
+        {
+            "own_steps": [1],
+            "gibbs_sweeps": [1, 3],
+            "n_chains": 250,
+            "example_numbers": [0],
+            "n_states": 200,
+            "n_sweeps": 200,
+        },
+    ),
+    *[
+        (
+            "08_contrastive_divergence",
+            f"learning-rate-x{factor}",
+            {
+                "lr_factor": factor,
+                "n_images": 2500,
+                "example_numbers": [0],
+                "n_states": 50,
+                "n_steps": 20,
+                "n_sweeps": 1,
+            },
+        )
+        for factor in (0.33, 1.0, 3.0)
+    ],
+    *[
+        (
+            "13_memories_that_stay",
+            f"noise-seed{seed}",
+            {
+                "seed": seed,
+                "n_train": 10000,
+                "epochs": 1,
+                "free_epochs": 1,
+                "n_test": 100,
+                "n_images": 100,
+                "twice_the_heads": True,
+                "free_steps": 1000,
+                "n_batches": 40,
+                "noise_images": 10000,
+            },
+        )
+        for seed in (0, 1, 2)
+    ],
+    *[
+        (
+            "14_accuracy_for_its_cost",
+            f"{prefix}learning-rate-x{factor}-{group}",
+            {
+                "task": task,
+                "only": only,
+                "n_train": 60000,
+                "epochs": epochs,
+                "lr_factor": factor,
+                "n_validation": 5000,
+                "max_stages": 1,
+            },
+        )
+        for task, prefix, epochs, groups in (
+            ("hidden", "", 6, COST_HIDDEN),
+            ("noise", "noise-", 3, COST),
+        )
+        for factor in (0.5, 1.0, 2.0)
+        for group, only in groups.items()
+    ],
+    *[
+        (
+            "14_accuracy_for_its_cost",
+            f"{task}-seed{seed}-{group}",
+            {
+                "task": task,
+                "seed": seed,
+                "only": only,
+                "n_train": 60000,
+                "epochs": 10,
+                "n_test": 10000,
+                "lr_factor": 0.5 if group.startswith("half") else 1.0,
+            },
+        )
+        for task, groups in (
+            ("hidden", {**COST_HIDDEN, "cascades": "blocks 32; blocks 64"}),
+            ("noise", COST_NOISE),
+        )
+        for seed in (0, 1, 2)
+        for group, only in groups.items()
+    ],
+    *[
+        (
+            "14_accuracy_for_its_cost",
+            f"long-seed0-{group}",
+            {"only": only, "n_train": 60000, "epochs": 30, "n_test": 10000, "max_stages": 2},
+        )
+        for group, only in {
+            "attractors": "attractor 8x16; attractor 16x16",
+            "shared": "shared 8x32",
+            "blocks": "transformer block 64; transformer block 128",
+        }.items()
+    ],
+    (
+        "14_accuracy_for_its_cost",
+        "patches4-seed0",
+        {
+            "task": "noise",
+            "patch_size": 4,
+            "n_train": 60000,
+            "epochs": 10,
+            "n_test": 10000,
+            "max_stages": 1,
+            "only": "attractor 4x8; attractor 8x16; transformer block 32; transformer block 64",
+        },
+    ),
+    *[
+        (chapter, f"seed{seed}", {"seed": seed, **parameters})
+        for chapter, parameters in [
+            ("04_masked_prediction", {"epochs": 15}),
+            ("05_denoising", {"epochs": 10}),
+            (
+                "08_contrastive_divergence",
+                {"example_numbers": [10, 100, 1000], "n_states": 200, "n_sweeps": 200},
+            ),
+            ("10_basins", {"n_max": 60000, "every": 1}),
+            (
+                "12_ablations",
+                {**ABLATIONS, "n_train": 20000, "n_test": 5000, "n_images": 200, "n_steps": 200},
+            ),
+            (
+                "13_memories_that_stay",
+                {
+                    "n_train": 60000,
+                    "epochs": 15,
+                    "free_epochs": 6,
+                    "twice_the_heads": True,
+                    "n_test": 1000,
+                    "n_images": 200,
+                    "free_steps": 1000,
+                    "n_batches": 80,
+                    "scan_images": 10000,
+                },
+            ),
+        ]
+        for seed in (0, 1, 2)
+    ],
+]

@@ -1,0 +1,222 @@
+"""Figures that the reader works: precomputed arrays behind sliders, in plain HTML that needs no
+kernel and no network.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+import numpy as np
+import seaborn as sns
+from jinja2 import Environment
+from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from attractor_book.plots import COLOURS
+
+LEFT, RIGHT, TOP, BOTTOM = 54, 334, 10, 178  # the frame of the curves, in units of the drawing
+DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+MINUS = "\N{MINUS SIGN}"
+SHADES = 31  # steps of grey; fewer than 255 halve the page's weight
+
+
+@dataclass(frozen=True, repr=False)
+class WorkedFigure:
+    """Results on a grid of controls, images and curves side by side; the reader moves the controls.
+
+    Play, step and the horizontal axis follow one control, `along`; a mark shows where it stands on
+    every curve. It starts to move only when asked to. In a notebook or book the object shows
+    itself; without JavaScript, and in print, as a still.
+
+    Args:
+        name: its id, unique on the page: letters, digits and hyphens, a letter first.
+        controls: label -> values, in the order of the leading axes of the arrays. Numbers make a
+            slider, text a list.
+        along: the label of the control that is the horizontal axis; its values are rising numbers.
+        images: label -> (*controls, height, width), values in [0, 1]; at least one image.
+        curves: label -> (*controls), one to four; kept to a thousandth of the largest value. Labels
+            in `plots.COLOURS` have their colour.
+        ylabel, alt: of the curves' axis; what the figure shows, for those who do not see it. Plain
+            text.
+        start: label -> position at which a control stands first; 0 if not given.
+
+    An axis of size 1 stands for a control on which an array does not depend.
+
+    Raises:
+        ValueError: for arrays of another shape, NaN, images outside [0, 1], or a name that is no
+            control's.
+    """
+
+    name: str
+    controls: Mapping[str, Sequence]
+    along: str
+    images: Mapping[str, np.ndarray]
+    curves: Mapping[str, np.ndarray]
+    ylabel: str
+    alt: str
+    start: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not {self.along, *self.start} <= set(self.controls):
+            raise ValueError(
+                f"along and start must name controls out of {list(self.controls)}, "
+                f"got {self.along!r} and {list(self.start)}"
+            )
+        grid = tuple(len(values) for values in self.controls.values())
+        for kind, trailing in (("images", 2), ("curves", 0)):
+            for label, array in getattr(self, kind).items():
+                array, n = np.asarray(array), len(grid)
+                fits = array.ndim == n + trailing and all(
+                    size in (1, full) for size, full in zip(array.shape[:n], grid)
+                )
+                if not fits:
+                    raise ValueError(
+                        f"{kind} {label!r} must have leading axes {grid}, or 1 in place of any, "
+                        f"and {trailing} more, got {array.shape}"
+                    )
+                low, high = (0, 1) if kind == "images" else (-math.inf, math.inf)
+                if not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
+                    raise ValueError(
+                        f"{kind} {label!r} must hold finite numbers from {low} to {high}"
+                    )
+
+    def __repr__(self) -> str:
+        controls = "; ".join(
+            f"{label}: {len(v)} from {text(v[0])} to {text(v[-1])}"
+            for label, v in self.controls.items()
+        )
+        return (
+            f"WorkedFigure {self.name}\n  controls  {controls}\n"
+            f"  images    {'; '.join(self.images)}\n"
+            f"  curves    {'; '.join(self.curves)}, against {self.along}"
+        )
+
+    def _repr_html_(self) -> str:
+        axis = list(self.controls).index(self.along)
+        at = [self.start.get(label, 0) for label in self.controls]
+        controls = [
+            {
+                "label": label,
+                "start": self.start.get(label, 0),
+                "texts": [text(v) for v in values],
+                "slider": not isinstance(values[0], str),
+            }
+            for label, values in self.controls.items()
+        ]
+        x, xticks = scale(self.controls[self.along], LEFT, RIGHT)
+        largest = max(np.abs(array).max() for array in self.curves.values())
+        decimals = 3 - math.floor(math.log10(largest)) if largest else 3
+        curves = {
+            label: np.asarray(array, float).round(decimals) for label, array in self.curves.items()
+        }
+        y, yticks = scale(
+            np.concatenate([c.ravel() for c in curves.values()]), BOTTOM, TOP, widen=True
+        )
+        along = [round(x(v), 1) for v in self.controls[self.along]]
+        images = [picture(label, np.asarray(array), at) for label, array in self.images.items()]
+        lines = []
+        for (label, c), colour, dash in zip(
+            curves.items(), sns.color_palette("colorblind"), DASHES
+        ):
+            line = c[
+                tuple(
+                    slice(None) if k == axis else min(at[k], size - 1)
+                    for k, size in enumerate(c.shape)
+                )
+            ]
+            line = np.broadcast_to(line, len(along))
+            lines.append(
+                {
+                    "label": label,
+                    "colour": to_hex(COLOURS.get(label, colour)),
+                    "dash": dash,
+                    "shape": c.shape,
+                    "values": c.ravel().tolist(),
+                    "points": " ".join(f"{p},{y(v):.1f}" for p, v in zip(along, line)),
+                    "mark": f"{y(line[at[axis]]):.1f}",
+                    "number": f"{line[at[axis]]:.{decimals}f}".replace("-", MINUS),
+                }
+            )
+        data = {
+            "along": axis,
+            "decimals": decimals,
+            "x": along,
+            "y": [y(0), y(1) - y(0)],
+            "texts": [c["texts"] for c in controls],
+            "images": [{k: i[k] for k in ("shape", "columns", "width", "height")} for i in images],
+            "curves": [{k: line[k] for k in ("shape", "values")} for line in lines],
+        }
+        template = Environment(autoescape=True).from_string(
+            files("attractor_book").joinpath("worked_figure.html").read_text()
+        )
+        return template.render(
+            name=self.name,
+            alt=self.alt,
+            ylabel=self.ylabel,
+            along=self.along,
+            left=LEFT,
+            right=RIGHT,
+            top=TOP,
+            bottom=BOTTOM,
+            xticks=xticks,
+            yticks=yticks,
+            now=along[at[axis]],
+            controls=controls,
+            images=images,
+            curves=lines,
+            data=data,
+        )
+
+
+def text(value) -> str:
+    """A value as the reader sees it."""
+    return value if isinstance(value, str) else f"{value:g}".replace("-", MINUS)
+
+
+def scale(values: np.ndarray, low: float, high: float, widen: bool = False):
+    """The map from values to places between low and high, and the ticks as (place, text); widen:
+    out to whole ticks.
+    """
+    least, most = float(np.min(values)), float(np.max(values))
+    ticks = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(least, most)
+    if widen:
+        least, most = ticks[0], ticks[-1]
+
+    def place(v: float) -> float:
+        return float(low + (v - least) / (most - least) * (high - low))
+
+    return place, [(round(place(v), 1), text(v)) for v in ticks if least <= v <= most]
+
+
+def picture(label: str, array: np.ndarray, at: list[int]) -> dict:
+    """The frames of an image (*controls, height, width) as one PNG, and where the frame at the
+    start stands in it.
+    """
+    *shape, height, width = array.shape
+    frames = (np.rint(array.reshape(-1, height, width) * SHADES) * (255 / SHADES)).astype(np.uint8)
+    columns = math.ceil(math.sqrt(len(frames)))
+    rows = math.ceil(len(frames) / columns)
+    sheet = np.zeros((rows * columns, height, width), np.uint8)
+    sheet[: len(frames)] = frames
+    sheet = (
+        sheet.reshape(rows, columns, height, width)
+        .swapaxes(1, 2)
+        .reshape(rows * height, columns * width)
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "png", optimize=True)
+    first = np.ravel_multi_index([min(a, size - 1) for a, size in zip(at, shape)], shape)
+    return {
+        "label": label,
+        "shape": shape,
+        "columns": columns,
+        "rows": rows,
+        "height": height,
+        "width": width,
+        "url": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        "box": f"{first % columns * width} {first // columns * height} {width} {height}",
+    }

@@ -1,0 +1,24 @@
+"""Figures: what is drawn are the numbers that were given."""
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+from attractor_book.plots import plot_band, plot_overlaps
+
+
+def test_overlaps_are_drawn_as_their_mean_in_a_band_of_their_middle_half():
+    m = torch.rand(31, 11, generator=torch.Generator().manual_seed(0))
+    low, high = np.quantile(m, [0.25, 0.75], axis=1)
+    for draw in (
+        lambda ax: plot_overlaps(ax, m, "test"),
+        lambda ax: plot_band(ax, np.arange(31), m.mean(1), low, high, "test"),
+    ):
+        ax = draw(plt.figure().subplots())
+        assert np.allclose(ax.lines[0].get_xydata(), np.stack([np.arange(31), m.mean(1)], 1))
+        corners = ax.collections[0].get_paths()[0].vertices
+        for edge in (low, high):
+            for t in range(31):
+                assert np.abs(corners - [t, edge[t]]).sum(1).min() < 1e-6
+        assert [*ax.get_xticks()] == [0, 1, 2, 5, 10, 20] and ax.get_xlim() == (0, 30)
+    plt.close("all")

@@ -1,0 +1,328 @@
+"""Worked figures: what they say as text, that their HTML stands alone, and, in a browser, that
+their controls work.
+"""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attractor_book.worked_figures import WorkedFigure, scale
+
+STARTS, GAMMAS, TIMES = ["a <7>", "a & b", "noise"], [0.0, 0.5], [0, 1, 2, 5, 10]
+HEIGHT, WIDTH = 4, 3
+
+
+def figure(name="worked-test", **changes):
+    """Distinct sizes on every axis; every frame and every value of the first curve is different."""
+    n = len(STARTS) * len(GAMMAS) * len(TIMES)
+    given = dict(
+        name=name,
+        controls={"start": STARTS, "γ": GAMMAS, "t": TIMES},
+        along="t",
+        images={
+            "state": (np.arange(n) / (n + 1)).reshape(3, 2, 5, 1, 1) * np.ones((HEIGHT, WIDTH)),
+            "its start": np.arange(3).reshape(3, 1, 1, 1, 1) / 2 * np.ones((HEIGHT, WIDTH)),
+        },
+        curves={
+            "overlap": 1 - np.arange(n).reshape(3, 2, 5) / 100,
+            "null": np.full((1, 1, 1), 0.7),
+        },
+        ylabel="m(t)",
+        alt='Overlap <falls> "slowly".',
+        start={"γ": 1},
+    )
+    return WorkedFigure(**{**given, **changes})
+
+
+def data(html):
+    return json.loads(
+        re.search(
+            r'<script type="application/json" class="worked-data">(.*?)</script>', html
+        ).group(1)
+    )
+
+
+def points(text):
+    return [tuple(map(float, point.split(","))) for point in text.split()]
+
+
+def lines(html):
+    return [points(text) for text in re.findall(r'<polyline [^>]*points="([^"]+)"', html)]
+
+
+def sheets(html):
+    return [
+        Image.open(io.BytesIO(base64.b64decode(url)))
+        for url in re.findall(r'href="data:image/png;base64,([^"]+)"', html)
+    ]
+
+
+def test_text_names_controls_images_and_curves_and_no_address():
+    assert repr(figure()) == (
+        "WorkedFigure worked-test\n"
+        "  controls  start: 3 from a <7> to noise; γ: 2 from 0 to 0.5; t: 5 from 0 to 10\n"
+        "  images    state; its start\n  curves    overlap; null, against t"
+    )
+    assert figure()._repr_html_() == figure()._repr_html_()
+
+
+def test_html_needs_nothing_from_elsewhere_and_escapes_what_it_is_given():
+    html = figure()._repr_html_()
+    assert not re.search(r'(src|href)="(?!data:image/png;base64,)|@import|url\(|fetch\(|http', html)
+    assert 'aria-label="Overlap &lt;falls&gt; &#34;slowly&#34;."' in html
+    assert "a <7>" not in html and data(html)["texts"][0] == STARTS
+
+
+def test_every_frame_lies_in_the_sheet_where_the_page_looks_for_it():
+    worked = figure()
+    html = worked._repr_html_()
+    for array, image, sheet in zip(worked.images.values(), data(html)["images"], sheets(html)):
+        frames = array.reshape(-1, HEIGHT, WIDTH)
+        for k, frame in enumerate(frames):
+            x, y = k % image["columns"] * WIDTH, k // image["columns"] * HEIGHT
+            shown = np.asarray(sheet.crop((x, y, x + WIDTH, y + HEIGHT))) / 255
+            assert np.abs(shown - frame).max() < 0.02
+        assert (image["width"], image["height"]) == (WIDTH, HEIGHT)
+
+
+def test_the_still_shows_the_start_of_every_control():
+    html = figure()._repr_html_()  # start 0, gamma 1, t 0: frame 5
+    columns = data(html)["images"][0]["columns"]
+    assert f'viewBox="{5 % columns * WIDTH} {5 // columns * HEIGHT} {WIDTH} {HEIGHT}"' in html
+    assert re.findall(r'worked-number">([^<]*)<', html) == ["0.950", "0.700"]
+    first, flat = (np.array(line) for line in lines(html))
+    assert (
+        np.allclose(np.diff(first[:, 0]), 28 * np.diff(TIMES), atol=0.11)
+        and (first[:, 0] == flat[:, 0]).all()
+    )
+    steps = np.diff(first[:, 1])
+    assert (
+        steps[0] > 0 and np.allclose(steps, steps[0], atol=0.11) and not np.diff(flat[:, 1]).any()
+    )  # falls by 0.01 each time
+
+
+def test_scale_maps_the_ends_and_its_ticks():
+    place, ticks = scale([0, 40], 100, 300)
+    assert (place(0), place(40)) == (100, 300) and ticks == [
+        (100, "0"),
+        (150, "10"),
+        (200, "20"),
+        (250, "30"),
+        (300, "40"),
+    ]
+    place, ticks = scale([0.33, 0.97], 200, 0, widen=True)
+    assert (
+        ticks[0] == (200, "0.3")
+        and ticks[-1] == (0, "1")
+        and scale([-2, 2], 0, 1)[1][0] == (0, "−2")
+    )
+    assert "0" in [text for _, text in scale([-0.55, 0.55], 0, 1, widen=True)[1]]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(along="time"), "along and start must name controls"),
+        (dict(start={"beta": 0}), "along and start must name controls"),
+        (
+            dict(images={"state": np.zeros((3, 5, 2, 4, 3))}),
+            r"images 'state' must have leading axes \(3, 2, 5\)",
+        ),
+        (dict(images={"state": np.zeros((3, 2, 5, 4))}), "images 'state' must have leading axes"),
+        (
+            dict(images={"state": np.full((3, 2, 5, 4, 3), 1.1)}),
+            "images 'state' must hold finite numbers from 0 to 1",
+        ),
+        (dict(curves={"m": np.zeros((3, 2))}), "curves 'm' must have leading axes"),
+        (dict(curves={"m": np.full((3, 2, 5), np.nan)}), "curves 'm' must hold finite numbers"),
+    ],
+)
+def test_refuses_what_it_cannot_show(changes, message):
+    with pytest.raises(ValueError, match=message):
+        figure(**changes)
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """Two figures on one page, offline; an error in the console or a request fails the test."""
+    file = tmp_path / "page.html"
+    file.write_text(
+        f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"{figure()._repr_html_()}{figure('worked-other')._repr_html_()}",
+        encoding="utf-8",
+    )
+    context = browser.new_context(offline=True, viewport={"width": 390, "height": 800})
+    page, troubles = context.new_page(), []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on(
+        "request",
+        lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url),
+    )
+    page.goto(file.as_uri())
+    yield page
+    context.close()
+    assert not troubles
+
+
+def shown(page, name="worked-test"):
+    """What a reader sees of a figure: the grey of its image, the numbers, the place of the mark,
+    the text at the slider.
+    """
+    worked = page.locator(f"#{name}")
+    image = Image.open(io.BytesIO(worked.locator(".worked-image svg").first.screenshot()))
+    grey = np.asarray(image.convert("L"))[20:-20, 20:-20]
+    assert grey.min() == grey.max()  # one frame of the sheet, and nothing of its neighbours
+    return {
+        "grey": int(grey[0, 0]),
+        "numbers": worked.locator(".worked-number").all_inner_texts(),
+        "mark": float(worked.locator("circle").first.get_attribute("cx")),
+        "t": worked.locator("label", has_text="t").locator("span").last.inner_text(),
+    }
+
+
+def stop_the_clock(page):
+    page.clock.install(time=0)
+    page.reload()
+    page.clock.pause_at(100_000)
+
+
+def test_a_slider_moves_images_numbers_and_marks_of_its_own_figure_only(page):
+    before, other = shown(page), shown(page, "worked-other")
+    assert abs(before["grey"] - 255 * 5 / 31) < 5  # start 0, gamma 1, t 0: frame 5 of 30
+    slider = page.locator("#worked-test input[type=range]").last
+    slider.focus()
+    slider.press("ArrowRight")
+    slider.press("ArrowRight")
+    after = shown(page)
+    assert abs(after["grey"] - 255 * 7 / 31) < 5 and after["grey"] > before["grey"]
+    assert (
+        after["numbers"] == ["0.930", "0.700"]
+        and after["t"] == "2"
+        and after["mark"] > before["mark"]
+    )
+    assert slider.get_attribute("aria-valuetext") == "2" and shown(page, "worked-other") == other
+
+
+def test_the_script_draws_at_first_what_the_still_shows(page):
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('#worked-test polyline')]"
+        ".map(line => line.getAttribute('points'))"
+    )
+    assert [points(line) for line in drawn] == lines(figure()._repr_html_()) and shown(page)[
+        "numbers"
+    ] == ["0.950", "0.700"]
+
+
+def test_the_other_controls_redraw_the_curve_and_keep_the_time(page):
+    line = page.locator("#worked-test polyline").first
+    before = line.get_attribute("points")
+    page.locator("#worked-test select").select_option(label="noise")
+    changed = shown(page)  # start 2, gamma 1, t 0: frame 25
+    assert changed["numbers"] == ["0.750", "0.700"] and abs(changed["grey"] - 255 * 25 / 31) < 5
+    assert line.get_attribute("points") != before and changed["t"] == "0"
+    page.locator("#worked-test input[type=range]").first.press("Home")
+    assert shown(page)["numbers"][0] == "0.800"
+
+
+def test_play_advances_to_the_end_and_stops_and_starts_only_when_asked(page):
+    stop_the_clock(page)
+    page.clock.run_for(5000)
+    assert shown(page)["t"] == "0"
+    play = page.get_by_role("button", name="Play").first
+    play.click()
+    page.clock.run_for(300)
+    assert (
+        shown(page)["t"] == "1"
+        and page.locator("#worked-test button", has_text="Pause").count() == 1
+    )
+    page.clock.run_for(5000)
+    assert (
+        shown(page)["t"] == "10"
+        and page.locator("#worked-test button", has_text="Play").count() == 1
+    )
+    page.locator(
+        "#worked-test button", has_text="Play"
+    ).click()  # from the beginning again, and pause
+    page.clock.run_for(300)
+    page.locator("#worked-test button", has_text="Pause").click()
+    page.clock.run_for(5000)
+    assert shown(page)["t"] == "1"
+
+
+def test_step_and_back_move_by_one_from_the_keyboard_and_stop_at_the_ends(page):
+    for name, t in (("Step", "1"), ("Step", "2"), ("Back", "1"), ("Back", "0"), ("Back", "0")):
+        page.locator("#worked-test").get_by_role("button", name=name).press("Enter")
+        assert shown(page)["t"] == t
+
+
+def test_play_is_slow_where_motion_is_to_be_reduced(page):
+    page.emulate_media(reduced_motion="reduce")
+    stop_the_clock(page)
+    page.get_by_role("button", name="Play").first.click()
+    page.clock.run_for(900)
+    assert shown(page)["t"] == "0"
+    page.clock.run_for(200)
+    assert shown(page)["t"] == "1"
+
+
+def test_works_when_it_is_put_into_the_page_later_as_a_notebook_does(page):
+    page.evaluate(
+        """html => {
+        const host = document.body.appendChild(document.createElement("div"));
+        host.innerHTML = html;
+        for (const dead of host.querySelectorAll("script")) {  // those in innerHTML do not run
+            const script = document.createElement("script");
+            for (const {name, value} of dead.attributes) script.setAttribute(name, value);
+            script.textContent = dead.textContent;
+            dead.replaceWith(script);
+        }
+    }""",
+        figure("worked-late")._repr_html_(),
+    )
+    page.locator("#worked-late").get_by_role("button", name="Step").click()
+    assert shown(page, "worked-late")["t"] == "1" and shown(page)["t"] == "0"
+
+
+def test_fits_a_phone_and_prints_without_controls(page):
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    controls = page.locator("#worked-test .worked-controls")
+    assert controls.is_visible()
+    page.emulate_media(media="print")
+    assert not controls.is_visible() and page.locator("#worked-test polyline").first.is_visible()
+
+
+def test_colours_follow_the_theme(page):
+    colour = "getComputedStyle(document.querySelector('#worked-test text')).fill"
+    page.add_style_tag(
+        content=":root { --pst-color-text-base: rgb(1, 2, 3);"
+        " --pst-color-background: rgb(4, 5, 6); }"
+    )
+    assert page.evaluate(colour) == "rgb(1, 2, 3)"
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('#worked-test')).backgroundColor")
+        == "rgb(4, 5, 6)"
+    )
+
+
+def test_without_scripts_it_is_a_still_that_says_so(browser, tmp_path):
+    file = tmp_path / "still.html"
+    file.write_text(
+        f'<!doctype html><meta charset="utf-8">{figure()._repr_html_()}', encoding="utf-8"
+    )
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(file.as_uri())
+    assert (
+        not page.locator(".worked-controls").is_visible()
+        and page.get_by_text("moving it needs JavaScript").is_visible()
+    )
+    assert (
+        page.locator("polyline").count() == 2
+        and page.locator(".worked-image svg").first.is_visible()
+    )
+    page.context.close()
