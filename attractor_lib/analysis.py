@@ -1,6 +1,4 @@
-"""Measurements on states and trajectories: errors, overlaps, lifetimes, what is reached in the
-end.
-"""
+"""Measurements on states and trajectories: errors, overlaps, lifetimes, what is reached."""
 
 from collections.abc import Callable, Sequence
 

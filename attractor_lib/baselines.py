@@ -1,6 +1,4 @@
-"""What the attractor network is compared with, made of torch's own layers and trained by
-backpropagation.
-"""
+"""What the attractor network is compared with: torch's own layers, by backpropagation."""
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +27,7 @@ class _TokenModel(nn.Module):
 
 
 class BareAttention(_TokenModel):
-    """One standard attention layer between embedding with positions and read-out. No MLP, no
-    residual.
-    """
+    """Embedding with positions, one standard attention layer, read-out. No MLP, no residual."""
 
     def build(self, width: int, n_heads: int) -> None:
         self.attention = nn.MultiheadAttention(width, n_heads, batch_first=True)
@@ -41,9 +37,7 @@ class BareAttention(_TokenModel):
 
 
 class TransformerBlock(_TokenModel):
-    """One full transformer block: attention, an MLP of 4 x width, residuals, and a layer norm
-    before each, as in GPT-2.
-    """
+    """One transformer block: attention, MLP of 4 x width, residuals, layer norms first (GPT-2)."""
 
     def build(self, width: int, n_heads: int) -> None:
         self.block = nn.TransformerEncoderLayer(
@@ -131,9 +125,7 @@ class HopfieldLayer(nn.Module):
 def backpropagation(
     model: nn.Module, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, Gradients]:
-    """The loss of `prediction_rule`, mean over examples of 1/2 sum_{i in sites} |r_i|^2, and
-    autograd's gradients.
-    """
+    """The loss of `prediction_rule` for any model, and autograd's gradients."""
     residual = (model(state) - target) * sites[..., None]
     loss = residual.square().sum() / (2 * len(state))
     names, parameters = zip(*model.named_parameters())

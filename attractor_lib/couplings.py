@@ -154,8 +154,7 @@ class LowRank(nn.Module):
 
 
 class SharedFactors(LowRank):
-    r"""Low-rank couplings in which every site weighs the rows of the same few matrices
-    (14_accuracy_for_its_cost).
+    r"""Low rank in which every site weighs the rows of the same few matrices (chapter 14).
 
     ::
 
@@ -232,8 +231,7 @@ class SharedFactors(LowRank):
 
 
 class Tied(Full):
-    """Full couplings under a tie, such as `symmetric`: an orthogonal projection of J, and so of its
-    gradient.
+    """Full couplings under a tie: an orthogonal projection of J, and so of its gradient.
 
     Couplings that start tied stay so, under Adam too: it acts on each component alone, and tied
     components have the same history of gradients (12_ablations).
@@ -267,9 +265,7 @@ def symmetric(J: Tensor) -> Tensor:
 
 
 def by_offset(J: Tensor) -> Tensor:
-    """The nearest J in which J_ij depends on the offset (row_i - row_j, column_i - column_j) alone;
-    sites in a square.
-    """
+    """The nearest J in which J_ij depends on the offset of i and j alone; sites in a square."""
     side = math.isqrt(J.shape[1])
     if side**2 != J.shape[1]:
         raise ValueError(f"by_offset needs sites that form a square, got {J.shape[1]} sites")

@@ -1,6 +1,4 @@
-"""Images as vector spins: patches of pixels, or their low frequencies, placed on the unit
-sphere.
-"""
+"""Images as vector spins: patches of pixels, or their low frequencies, on the unit sphere."""
 
 import math
 
@@ -83,9 +81,7 @@ class PatchEmbedding:
         return torch.cat([u, rest], -1) / norm_squared**0.5
 
     def pixels(self, tokens: Tensor) -> Tensor:
-        """The pixels (batch, N, P) of each token; of a token that is no patch, the nearest values
-        in [0, 1].
-        """
+        """The pixels (batch, N, P) of each token, or the nearest values in [0, 1]."""
         if tokens.ndim != 3 or tokens.shape[1:] != (self.n_sites, self.dim):
             raise ValueError(
                 f"tokens must have shape (batch, {self.n_sites}, {self.dim}), got "
@@ -99,9 +95,7 @@ class PatchEmbedding:
         return ((u + 1) / 2).clamp(0, 1)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (batch, N, d) to images (batch, height, width): the exact inverse of `encode` if
-        it keeps all pixels.
-        """
+        """Tokens (batch, N, d) to images: the exact inverse of `encode` if it keeps all pixels."""
         return F.fold(
             self.pixels(tokens).mT, self.image_size, self.patch_size, stride=self.patch_size
         )[:, 0]
@@ -112,9 +106,7 @@ class PatchEmbedding:
 
 
 def _cosines(size: int) -> Tensor:
-    """The two-dimensional discrete cosine transform of a patch: (P, P), orthonormal rows, by rising
-    frequency.
-    """
+    """The discrete cosine transform of a patch: (P, P), orthonormal rows, rising frequency."""
     k = torch.arange(size, dtype=torch.float64)
     rows = torch.cos(math.pi * (k + 0.5) * k[:, None] / size)
     rows /= rows.norm(dim=1, keepdim=True)

@@ -1,6 +1,4 @@
-"""Hopfield networks of vector spins: couplings written down from the patterns, and the modern one
-that keeps them.
-"""
+"""Hopfield networks of vector spins: couplings from the patterns, and the modern network."""
 
 import math
 
@@ -64,8 +62,7 @@ def hebbian_couplings(patterns: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pseudo_inverse_couplings(patterns: Tensor) -> Tensor:
-    """The smallest couplings of least squared error when every site is to be the mean of its
-    messages.
+    """The smallest couplings with which every site is the mean of its messages, or nearest.
 
     ::
 

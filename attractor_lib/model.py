@@ -54,8 +54,7 @@ class Square:
 
 @dataclass(frozen=True)
 class Mean:
-    """phi = the mean of the scores: uniform attention, the limit beta -> 0 of `LogSumExp` (an
-    ablation).
+    """phi = the mean of the scores: uniform attention, the limit beta -> 0 (an ablation).
 
     That is the local field of a vector Hopfield network. (The softmax's phi has the log of the
     number of sites heard besides, a constant that diverges in e_i as beta -> 0.)
@@ -79,8 +78,7 @@ def _heard(t: Tensor) -> Tensor:
 
 
 class AttractorNetwork(nn.Module):
-    r"""Vector spins x_i on the unit sphere, each descending a local energy of its own
-    (01_local_energies)::
+    r"""Vector spins x_i on the unit sphere, each descending a local energy of its own::
 
         t^h_ij   = beta x_i . J^h_ij x_j = beta q_i . k_ij    for the j that i hears: j != i
         e_i(x)   = -(1/beta) sum_h phi(t^h_i) - b_i . x_i - (gamma/2) |x_i|^2
@@ -109,9 +107,9 @@ class AttractorNetwork(nn.Module):
         phi, hears, space, beta, gamma: as given; `at` gives the same network at another beta or
             gamma.
 
-    No parameter ever requires a gradient: the closed forms of ``attractor_lib.learning`` train
-    them. States x are (batch, N, d), with ``|x_i| = 1``, in the dtype and on the device of the
-    parameters.
+    Derived in 01_local_energies. No parameter ever requires a gradient: the closed forms of
+    ``attractor_lib.learning`` train them. States x are (batch, N, d), with ``|x_i| = 1``, in the
+    dtype and on the device of the parameters.
 
     Raises:
         ValueError: for arguments out of range; and from every method for a state that is not as
@@ -199,9 +197,7 @@ class AttractorNetwork(nn.Module):
 
     @property
     def n_acting(self) -> int:
-        """The number of parameters that act: not the couplings of pairs that do not hear, nor a
-        bias that is all zero.
-        """
+        """The number of parameters that act: not J_ij where i does not hear j, nor a zero bias."""
         return self.couplings.n_acting(self.hears) + (self.bias.numel() if self.bias.any() else 0)
 
     def check(self, x: Tensor, name: str = "x") -> Tensor:
@@ -223,9 +219,7 @@ class AttractorNetwork(nn.Module):
         return self.space.check(x, name)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """t_ij = beta q_i . k_ij (batch, heads, N, N), -inf where i does not hear j: the one place
-        where that is decided.
-        """
+        """t_ij = beta q_i . k_ij (batch, heads, N, N), and -inf where i does not hear j."""
         return (self.beta * einsum("mhir,mhijr->mhij", q, k)).masked_fill(~self.hears, -math.inf)
 
     def weights(self, t: Tensor) -> Tensor:
@@ -254,9 +248,7 @@ class AttractorNetwork(nn.Module):
     @accelerated
     @in_blocks
     def field(self, x: Tensor) -> Tensor:
-        """h_i(x) = sum_h sum_j a^h_i<-j J^h_ij x_j + b_i (batch, N, d): -de_i/dx_i without the
-        gamma term.
-        """
+        """h_i(x) = sum_h sum_j a^h_i<-j J^h_ij x_j + b_i (batch, N, d), without the gamma term."""
         q, k = self.couplings.queries(x), self.couplings.keys(x)
         o = einsum("mhij,mhijr->mhir", self.weights(self.scores(q, k)), k)
         return self.couplings.read_out(o) + self.bias

@@ -28,9 +28,7 @@ def available_memory(device: torch.device | str = "cpu") -> int | None:
 
 
 def require_memory(n_bytes: int, what: str, device: torch.device | str = "cpu") -> None:
-    """Raise MemoryError, before anything is allocated, if the device has less than n_bytes left for
-    `what`.
-    """
+    """MemoryError, before anything is allocated, if the device has less than n_bytes left."""
     there = available_memory(device)
     if there is not None and n_bytes > there:
         raise MemoryError(

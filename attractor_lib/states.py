@@ -8,9 +8,7 @@ from torch import Tensor
 
 
 def project(x: Tensor, otherwise: Tensor) -> Tensor:
-    """P: each token divided by its norm; where the norm is zero there is no direction, and
-    `otherwise` stands.
-    """
+    """P: each token divided by its norm; where that is zero, `otherwise` stands."""
     norm = x.norm(dim=-1, keepdim=True)
     return torch.where(norm > 0, x / norm, otherwise)
 
@@ -55,9 +53,7 @@ class Flat:
 
 
 def check_mask(mask: Tensor, x: Tensor, name: str) -> Tensor:
-    """mask, if it is boolean, of shape (N,) or (batch, N) for x (batch, N, d), on its device; else
-    ValueError.
-    """
+    """mask, if boolean, (N,) or (batch, N) for x (batch, N, d), on its device; else ValueError."""
     if (
         mask.dtype != torch.bool
         or mask.shape not in (x.shape[:2], x.shape[1:2])
@@ -72,16 +68,12 @@ def check_mask(mask: Tensor, x: Tensor, name: str) -> Tensor:
 
 
 def clamp(new: Tensor, old: Tensor, clamped: Tensor | None) -> Tensor:
-    """The new state, but for the sites that are clamped, (N,) or (batch, N): they keep their old
-    token.
-    """
+    """The new state, but for the clamped sites, (N,) or (batch, N): they keep their old token."""
     return new if clamped is None else torch.where(clamped[..., None], old, new)
 
 
 def check_example(network, state: Tensor, target: Tensor, sites: Tensor | None) -> Tensor:
-    """The sites (batch, N) that a rule is to predict, if state, target and sites are valid; else
-    ValueError.
-    """
+    """The sites (batch, N) that a rule predicts, if the example is valid; else ValueError."""
     network.check(state, "state")
     if len(state) == 0:
         raise ValueError("state must hold at least one example, got an empty batch")
@@ -104,8 +96,7 @@ def exclude_self(values: Tensor) -> Tensor:
 
 
 def blocks(network, *states: Tensor):
-    """Views of the states over blocks of examples small enough for their keys to stay in the
-    processor's cache.
+    """Views of the states over blocks of examples whose keys stay in the processor's cache.
 
     So working memory does not grow with the batch. A block has one example at least.
     """

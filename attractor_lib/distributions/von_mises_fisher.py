@@ -59,9 +59,7 @@ def mean_length(kappa: Tensor, dim: int) -> Tensor:
 
 @torch.no_grad()
 def log_normaliser_and_ratio(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """log Z_d(kappa) and A_d(kappa) / kappa, which is finite (1/d) at kappa = 0, for the cost of
-    one of them.
-    """
+    """log Z_d(kappa) and A_d(kappa) / kappa (1/d at kappa = 0), for the cost of one of them."""
     _check(kappa, dim)
     nu = dim / 2 - 1
     steps = max(0, math.ceil(_LEAST_ORDER - nu))

@@ -1,5 +1,4 @@
-"""Who computes an equation: the equation as it is written, or a kernel that equals it and is
-faster.
+"""Who computes an equation: itself as it is written, or a kernel that equals it, faster.
 
 An equation is a function (network, state, ...): the field, a learning rule. A kernel is a module
 that has some of them under the same names, in ``COMPUTES``, and says by ``serves(network, x)`` for
@@ -32,8 +31,7 @@ _allowed = KERNELS = {
 
 @contextmanager
 def only(*names: str):
-    """Within it, only these kernels may serve: of "cuda", "cpu" and "batched"; none of them, the
-    equations themselves.
+    """Within it, only these kernels may serve; with no name, the equations themselves.
 
     Raises:
         ValueError: for a name that is none.
@@ -49,9 +47,7 @@ def only(*names: str):
 
 
 def serving(network, x: Tensor, equation: str = "field") -> ModuleType | None:
-    """The fastest kernel that computes this equation for this network at x (batch, N, d), or
-    None.
-    """
+    """The fastest kernel that computes this equation for the network at x, or None."""
     kernels = (kernel for kernel in _allowed.values() if equation in kernel.COMPUTES)
     return next((kernel for kernel in kernels if kernel.serves(network, x)), None)
 
@@ -68,9 +64,7 @@ def accelerated(equation: Callable) -> Callable:
 
 
 def in_blocks(equation: Callable) -> Callable:
-    """The equation (network, x), x checked, block by block, so that working memory does not grow
-    with the batch.
-    """
+    """The equation (network, x), x checked, block by block: memory does not grow with x."""
 
     @wraps(equation)
     def by_blocks(network, x: Tensor) -> Tensor:

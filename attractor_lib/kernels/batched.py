@@ -1,5 +1,4 @@
-"""The equations as batched matrix products of torch, laid out by hand: any couplings, potential,
-`hears`, device and dtype.
+"""The equations as batched matrix products of torch, laid out by hand: for any network.
 
 Keys are stored as one product for each site j leaves them, (N, batch, heads, [N,] r), j first. What
 follows reads them where they lie, and at full rank the gradient overwrites them. Low rank has one
@@ -22,9 +21,7 @@ def serves(network, x: Tensor) -> bool:
 
 
 def _sites_first(w: Tensor) -> Tensor:
-    """(heads, [N,] N, r, d) as (N, heads, [N,] r, d), copied to lie so in memory: a matrix for each
-    site.
-    """
+    """(heads, [N,] N, r, d) copied to lie as (N, heads, [N,] r, d): a matrix for each site."""
     return w.movedim(-3, 0).contiguous()
 
 
@@ -50,9 +47,7 @@ class _Layout:
         return _acted(self.V, x).movedim(0, -2)
 
     def rows(self, q: Tensor) -> Tensor:
-        """(batch, heads, N, r) as a matrix for each set of keys: of one row at full rank, of all N
-        at low rank.
-        """
+        """(batch, heads, N, r) as a matrix for each set of keys: of one row, or of all N."""
         return q.reshape(-1, 1 if self.pairwise else q.shape[2], q.shape[-1])
 
     def products(self, q: Tensor, k: Tensor) -> Tensor:
@@ -69,9 +64,7 @@ class _Layout:
         return torch.bmm(self.rows(a), k.flatten(0, -3)).view(*a.shape[:3], -1)
 
     def keys_gradient(self, k: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
-        """The sum over terms (c, v) of c_ij v_i (N, batch, heads, [N,] r); at low rank also over i.
-        In place of pairwise keys.
-        """
+        """Sum over (c, v) of c_ij v_i (N, batch, heads, [N,] r); in place of pairwise keys."""
         if self.pairwise:
             dk = k.movedim(-2, 0)
             for n, (c, v) in enumerate(terms):
@@ -83,9 +76,7 @@ class _Layout:
 
 
 def _acted(w: Tensor, x: Tensor) -> Tensor:
-    """w_j x_j for all sites j, heads (and i): (N, batch, heads, [N,] r), one matrix product a
-    site.
-    """
+    """w_j x_j for all j, heads (and i): (N, batch, heads, [N,] r), one product a site."""
     return torch.bmm(x.transpose(0, 1), w.flatten(1, -2).transpose(1, 2)).unflatten(
         2, w.shape[1:-1]
     )
@@ -115,9 +106,7 @@ class _Sums:
 
 
 def _add_outer(total: Tensor, d: Tensor, s: Tensor) -> None:
-    """total (N, ..., d) += sum over examples of d_j s_j^T, for d (N, batch, ...) and s (batch, N,
-    d).
-    """
+    """total (N, ..., d) += sum over examples of d_j s_j^T; d (N, batch, ...), s (batch, N, d)."""
     total.flatten(1, -2).baddbmm_(d.flatten(2).transpose(1, 2), s.transpose(0, 1))
 
 
@@ -138,9 +127,7 @@ def _read_out(network, o: Tensor) -> Tensor:
 def prediction_rule(
     network, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, dict, Tensor]:
-    """``attractor_lib.learning.prediction_rule`` of a valid example: loss, gradients of the
-    couplings, of the bias.
-    """
+    """`prediction_rule` of a valid example: loss, gradients of the couplings, of the bias."""
     layout = _Layout(network)
     sums, loss, db = _Sums(layout), state.new_zeros(()), torch.zeros_like(network.bias)
     for s, x, chosen in blocks(network, state, target, sites):
@@ -162,9 +149,7 @@ def prediction_rule(
 def energy_rule(
     network, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, dict, Tensor]:
-    """``attractor_lib.learning.energy_rule`` of a valid example: loss, gradients of the couplings,
-    of the bias.
-    """
+    """`energy_rule` of a valid example: loss, gradients of the couplings, of the bias."""
     layout = _Layout(network)
     sums, loss, db = _Sums(layout), state.new_zeros(()), torch.zeros_like(network.bias)
     for s, x, chosen in blocks(network, state, target, sites):

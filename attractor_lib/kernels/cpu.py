@@ -195,9 +195,7 @@ def _attend(q, k, heard, beta, a, o):
 
 @kernel
 def _respond(q, g, heard, a, o, beta, k, z):
-    """z_j = beta a_j (g . k_j - g . o), then in place of k_j, where it is heard: dL/dk_j = a_j g +
-    z_j q
-    """
+    """z_j = beta a_j (g . k_j - g . o); in place of k_j, if heard: dL/dk_j = a_j g + z_j q"""
     J, C, M = k.shape
     mean = np.empty(M, g.dtype)
     _dot(g, o, mean)
@@ -313,16 +311,13 @@ def _transpose(s, out):
 
 
 class _Workspace:
-    """Arrays kept from call to call, because fresh memory costs as much as a pass over it. One
-    caller at a time.
-    """
+    """Arrays kept from call to call: fresh memory costs as much as a pass. One caller at a time."""
 
     plan, lock = None, threading.Lock()
 
     @contextmanager
     def ready_for(self, network, batch: int):
-        """With arrays for that batch: `threads` share the sites, each with a BLAS of one thread;
-        `examples` are laid out at a time.
+        """With arrays for that batch; threads share the sites, each with a BLAS of one thread.
 
         Afterwards torch and numba have as many threads as before.
         """
@@ -388,9 +383,7 @@ def field(network, x: Tensor) -> Tensor:
 def prediction_rule(
     network, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, dict, Tensor]:
-    """``attractor_lib.learning.prediction_rule`` of a valid example: loss, gradients of the
-    couplings, of the bias.
-    """
+    """`prediction_rule` of a valid example: loss, gradients of the couplings, of the bias."""
     J, bias = network.couplings.J, network.bias
     loss, dJ, db = (
         0.0,

@@ -151,9 +151,7 @@ if triton is not None:
 
 
 def _attended(network, x: Tensor) -> tuple[Tensor, Tensor, tuple, dict]:
-    """o (heads, batch, N, d), the log-sum-exps (heads, batch, N), and what both kernels are called
-    with.
-    """
+    """o (heads, batch, N, d), log-sum-exps (heads, batch, N), and what kernels are called with."""
     batch, N, d = x.shape
     J, hears = network.couplings.J.detach().contiguous(), network.hears.to(torch.int8).contiguous()
     sizes = (network.beta, batch, N, d)
@@ -179,9 +177,7 @@ def field(network, x: Tensor) -> Tensor:
 def prediction_rule(
     network, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, dict, Tensor]:
-    """``attractor_lib.learning.prediction_rule`` of a valid example: loss, gradients of the
-    couplings, of the bias.
-    """
+    """`prediction_rule` of a valid example: loss, gradients of the couplings, of the bias."""
     state = state.detach().contiguous()
     o, log_sum, (J, hears, sizes), constants = _attended(network, state)
     r = (o.sum(0) + network.bias.detach() - target) * sites[..., None]

@@ -11,23 +11,18 @@ from attractor_lib.learning.rules import Gradients
 
 
 def with_positions(x: Tensor, c: float) -> Tensor:
-    """Tokens that carry their site: x'_i = (x_i, c onehot_i) / sqrt(1 + c^2), (batch, N, d) to
-    (batch, N, d + N).
-    """
+    """Tokens that carry their site: (x_i, c onehot_i) / sqrt(1 + c^2), (batch, N, d + N)."""
     position = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
     return torch.cat([x, c * position], -1) / math.sqrt(1 + c**2)
 
 
 def without_positions(x: Tensor) -> Tensor:
-    """The inverse: the first d components put back on the sphere, (batch, N, d + N) to (batch, N,
-    d).
-    """
+    """The inverse: the first d components put back on the sphere, (batch, N, d)."""
     return F.normalize(x[..., : -x.shape[1]], dim=-1)
 
 
 def positioned(rule: Callable, c: float) -> Callable:
-    """The rule for a network on tokens with positions, called with tokens without: positions are
-    given, not predicted.
+    """The rule for a network on tokens with positions, called with tokens without.
 
     Their residual is made zero by a target that equals the field there.
     """

@@ -1,5 +1,4 @@
-"""Learning rules that are local in site and in time: closed forms, no autograd, nothing through
-layers or steps.
+"""Learning rules that are local in site and in time: closed forms, no autograd.
 
 Derived in 03_learning_without_backprop. A rule is a function (network, state, target, sites) ->
 (loss, gradients), the gradients by the names of the network's parameters.
@@ -54,10 +53,9 @@ def _mean(parts: list[tuple], n: int) -> tuple[Tensor, Gradients, Tensor]:
 
 @closed_form
 def prediction_rule(network, s: Tensor, x: Tensor, sites: Tensor) -> tuple[Tensor, Gradients]:
-    """The field h(s), before projection and without gamma s, compared with the data; with g_i = U_i
-    r_i (r_i at full rank)::
+    """The field compared with the data; with g_i = U_i r_i (r_i itself at full rank)::
 
-        L = mean over examples of 1/2 sum_{i in sites} |r_i|^2 ,     r = h(s) - x
+        L    = mean over examples of 1/2 sum_{i in sites} |r_i|^2 ,     r = h(s) - x
         z_ij = beta a_ij (g_i . k_ij - sum_j' a_ij' g_i . k_ij')     how attention answers
         dL/dk_ij = a_ij g_i + z_ij q_i ,     dL/dq_i = sum_j z_ij k_ij
 

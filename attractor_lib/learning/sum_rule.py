@@ -50,9 +50,9 @@ def sum_rule(
     target: Tensor | None = None,
     sites: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """Pseudo-likelihood with all partners together: L = mean over examples of - sum_{i in sites}
-    log p(x_i | s_rest)::
+    """Pseudo-likelihood with all partners together::
 
+        L        = mean over examples of - sum_{i in sites} log p(x_i | s_rest)
         dL/dh_i  = -beta [ x_i - A_d(kappa_i) h_i / |h_i| ] = dL/db_i
         dL/dJ_ij = dL/dh_i s_j^T
 
