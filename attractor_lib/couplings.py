@@ -154,7 +154,7 @@ class LowRank(nn.Module):
 
 
 class SharedFactors(LowRank):
-    r"""Low rank in which every site weighs the rows of the same few matrices (chapter 14).
+    r"""Low rank in which every site weighs the rows of the same few matrices.
 
     ::
 

@@ -24,7 +24,8 @@ def without_positions(x: Tensor) -> Tensor:
 def positioned(rule: Callable, c: float) -> Callable:
     """The rule for a network on tokens with positions, called with tokens without.
 
-    Their residual is made zero by a target that equals the field there.
+    Positions are given, not predicted: their residual is made zero by a target that equals the
+    field there.
     """
 
     @torch.no_grad()
