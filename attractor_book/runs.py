@@ -52,8 +52,8 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     ],
-    ("04_masked_prediction", "short-seed0", {"epochs": 4}),
-    ("05_denoising", "short-seed0", {"epochs": 3}),
+    ("04_masked_prediction", "short-seed0", {"epochs": 4, "n_test": 10000}),
+    ("05_denoising", "short-seed0", {"epochs": 3, "n_test": 10000}),
     (
         "12_ablations",
         "long-seed0",
@@ -98,6 +98,8 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for factor in (0.33, 1.0, 3.0)
     ],
+    ("09_synthetic_patterns", "five-seeds", {"seeds": [0, 1, 2, 3, 4]}),
+    ("11_failure_signatures", "three-seeds", {"seeds": [0, 1, 2]}),
     *[
         (
             "13_memories_that_stay",
@@ -187,8 +189,8 @@ RUNS = [  # chapter, name of the run, parameters
     *[
         (chapter, f"seed{seed}", {"seed": seed, **parameters})
         for chapter, parameters in [
-            ("04_masked_prediction", {"epochs": 15}),
-            ("05_denoising", {"epochs": 10}),
+            ("04_masked_prediction", {"epochs": 15, "n_test": 10000}),
+            ("05_denoising", {"epochs": 10, "n_test": 10000}),
             (
                 "08_contrastive_divergence",
                 {"example_numbers": [10, 100, 1000], "n_states": 200, "n_sweeps": 200},

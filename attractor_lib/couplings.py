@@ -163,7 +163,8 @@ class SharedFactors(LowRank):
     F and G say what features are asked for and shown, u and v how strongly a site does. Given dL/dU
     and dL/dV, which are local, the chain rule gives dL/dF_m = sum_i diag(u_im) dL/dU_i, and
     dL/du_im = the diagonal of dL/dU_i F_m^T: a sum over sites, as weight sharing in a convolution
-    has it. With n_shared = N and u_im = v_im = 1 at m = i, else 0, nothing is shared.
+    has it (14_accuracy_for_its_cost). With n_shared = N and u_im = v_im = 1 at m = i, else 0,
+    nothing is shared.
 
     Args:
         F, G: (heads, n_shared, rank, d), the shared matrices.

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import attractor_lib.data
-import attractor_lib.trainer
+import attractor_lib
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,17 +17,13 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.slow
 def test_the_library_snippet_runs(monkeypatch):
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    whole, full = attractor_lib.data.load_images, attractor_lib.trainer.train
-    monkeypatch.setattr(attractor_lib.data, "load_images", lambda *names: whole(*names)[:1000])
-    monkeypatch.setattr(attractor_lib.trainer, "train", lambda *given: full(*given, report=None))
+    whole, full = attractor_lib.load_images, attractor_lib.train
+    monkeypatch.setattr(attractor_lib, "load_images", lambda *names: whole(*names)[:1000])
+    monkeypatch.setattr(attractor_lib, "train", lambda *given: full(*given, report=None))
     names = {}
     exec(snippet, names)
-    assert names["images"].shape == (8, 28, 28) and names["trajectory"].states.shape == (
-        21,
-        8,
-        16,
-        50,
-    )
+    assert names["images"].shape == (8, 28, 28)
+    assert names["trajectory"].states.shape == (21, 8, 16, 50)
     assert torch.isfinite(names["images"]).all()
 
 
