@@ -82,7 +82,7 @@ def check_example(network, state: Tensor, target: Tensor, sites: Tensor | None) 
             f"target must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, "
             f"got {target.dtype} of shape {tuple(target.shape)} on {target.device}"
         )
-    if not target.isfinite().all():
+    if target is not state and not target.isfinite().all():
         raise ValueError("target must be finite, got NaN or infinity")
     if sites is None:
         sites = torch.ones(state.shape[1], dtype=torch.bool, device=state.device)
