@@ -14,6 +14,7 @@ EXTRAS = {"distributed": "book,sweep"}  # what needs more than the book extra
 
 
 def rerun(arguments: argparse.Namespace) -> None:
+    """Chapters again, with other parameters, into a folder of their own."""
     from attractor_book import executor as run
 
     folder = arguments.output_dir or run.ROOT / "_runs"
@@ -66,6 +67,7 @@ def build_book(folder: Path, root: Path) -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> None:
+    """A chapter over a grid of parameters."""
     from attractor_book.sweep import sweep
 
     given = {k: v for k, v in vars(arguments).items() if k not in ("run", "command", "parameter")}
@@ -73,12 +75,14 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 
 def results(arguments: argparse.Namespace) -> None:
+    """The long runs that are not stored yet."""
     from attractor_book.sweep import long_runs
 
     long_runs(arguments.chapter, arguments.force, arguments.jobs)
 
 
 def compare(arguments: argparse.Namespace) -> None:
+    """Chapters executed elsewhere against the committed ones."""
     from attractor_book.compare import compare_all
 
     limits = arguments.exact, arguments.tolerance, arguments.allow
@@ -86,6 +90,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def commit(arguments: argparse.Namespace) -> None:
+    """Chapters executed in place, or only their first cells renewed."""
     import nbformat
 
     from attractor_book import executor as run
@@ -103,6 +108,7 @@ def commit(arguments: argparse.Namespace) -> None:
 
 
 def data(arguments: argparse.Namespace) -> None:
+    """A data set fetched and checked."""
     from attractor_lib.data.__main__ import main
 
     root = ["--root", arguments.root] if arguments.root else []

@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from attractor_lib.checkpoint import written_whole
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -58,15 +60,9 @@ def save_results(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: who reads it, or is killed while writing, never meets a
-    part.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
+    """Write a file whole or not at all: who reads it, or is killed writing it, meets no part."""
+    with written_whole(path) as partial:
         partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def results_folder(chapter: str) -> Path:

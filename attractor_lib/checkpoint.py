@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -41,6 +42,17 @@ def load_state(part, state) -> None:
         part.load_state_dict(state)
 
 
+@contextmanager
+def written_whole(path: Path):
+    """A path beside `path` to write to; what is there takes its place if all of it was written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file that holds a training as it stood at the end of an epoch.
@@ -56,19 +68,16 @@ class Checkpoint:
     parts: dict
 
     def save(self, history: list[dict]) -> None:
-        """Write aside, then rename: a run killed meanwhile, or a full disk, leaves the last one."""
+        """A run killed meanwhile, or a full disk, leaves the last one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
         states = {name: state_of(part) for name, part in self.parts.items()}
         try:
-            torch.save({"run": self.run, "history": history, "parts": states}, partial)
-            os.replace(partial, self.path)
+            with written_whole(self.path) as partial:
+                torch.save({"run": self.run, "history": history, "parts": states}, partial)
         except (OSError, RuntimeError) as error:
             raise OSError(
                 f"the checkpoint {self.path} could not be written, the previous one stands: {error}"
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load(self) -> list[dict]:
         """The history so far, the parts put back to where it ends; without a file, an empty one.

@@ -46,7 +46,7 @@ class Full(nn.Module):
             raise ValueError(f"J must have shape (heads, N, N, d, d), got {tuple(J.shape)}")
         self.J = _parameter(J)
         self.n_heads, self.n_sites, _, self.dim, _ = J.shape
-        self.numbers = J[..., 0].numel()  # that the keys of one example hold
+        self.numbers_per_example = J[..., 0].numel()  # in its keys
 
     @classmethod
     def random(cls, n_heads: int, n_sites: int, dim: int, generator: torch.Generator | None = None):
@@ -107,9 +107,8 @@ class LowRank(nn.Module):
 
     def _size(self, n_heads: int, n_sites: int, rank: int, dim: int) -> None:
         self.n_heads, self.n_sites, self.rank, self.dim = n_heads, n_sites, rank, dim
-        self.numbers = (
-            n_heads * n_sites * (2 * rank + n_sites)
-        )  # of queries, keys and scores of one example
+        # in its queries, keys and scores:
+        self.numbers_per_example = n_heads * n_sites * (2 * rank + n_sites)
 
     @classmethod
     def random(

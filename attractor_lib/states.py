@@ -101,7 +101,7 @@ def blocks(network, *states: Tensor):
     So working memory does not grow with the batch. A block has one example at least.
     """
     n = len(states[0])
-    parts = max(1, min(n, -(-n * network.couplings.numbers // 2**20)))
+    parts = max(1, min(n, -(-n * network.couplings.numbers_per_example // 2**20)))
     return zip(*(s.tensor_split(parts) for s in states), strict=True)
 
 

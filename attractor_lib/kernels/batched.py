@@ -17,6 +17,7 @@ COMPUTES = "field", "prediction_rule", "energy_rule"
 
 
 def serves(network, x: Tensor) -> bool:
+    """Any network and state."""
     return True
 
 

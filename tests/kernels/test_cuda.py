@@ -44,7 +44,7 @@ def test_model_rules_and_dynamics(pair):
 @pytest.mark.parametrize(
     "batch, N, d, heads", [(1, 2, 3, 1), (500, 16, 50, 1), (257, 49, 17, 2), (64, 4, 64, 1)]
 )
-def test_the_fast_path_equals_the_plain_one(batch, N, d, heads):
+def test_the_kernel_equals_the_equations(batch, N, d, heads):
     pytest.importorskip("triton")
     network = AttractorNetwork(N, d, heads, beta=3.0).cuda()
     for p in network.parameters():
