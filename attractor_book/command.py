@@ -11,23 +11,29 @@ import sys
 from pathlib import Path
 
 EXTRAS = {"distributed": "book,sweep"}  # what needs more than the book extra
+RERUN = {  # what rerun can be given
+    "chapter": "a chapter",
+    "parameter": "-p",
+    "output": "-o",
+    "output_dir": "--output-dir",
+    "list": "--list",
+    "all": "--all",
+    "book": "--book",
+}
+TAKES = {"list": ["chapter"], "all": ["output_dir"], "book": [], "output": ["chapter", "parameter"]}
 
 
 def rerun(arguments: argparse.Namespace) -> None:
     """Chapters again, with other parameters, into a folder of their own."""
     from attractor_book import executor as run
 
+    refuse_together(arguments)
     folder = arguments.output_dir or run.ROOT / "_runs"
     if arguments.list:
         only = [run.find_chapter(arguments.chapter)] if arguments.chapter else run.chapters()
         for chapter in only:
             print(f"{chapter.stem}\n{run.describe(chapter)}")
     elif arguments.all:
-        if arguments.chapter or arguments.parameter or arguments.output:
-            raise ValueError(
-                "--all runs every chapter with its default parameters: "
-                "it takes no chapter, -p or -o"
-            )
         run.refuse_committed(folder)
         for chapter in run.chapters():
             run.rerun(chapter, folder.resolve() / chapter.name, {})
@@ -51,13 +57,28 @@ def rerun(arguments: argparse.Namespace) -> None:
         raise ValueError("name a chapter, or --list, --all or --book")
 
 
+def refuse_together(arguments: argparse.Namespace) -> None:
+    """ValueError for what rerun would ignore beside what else it is given."""
+    for name, beside in TAKES.items():
+        others = [n for n in RERUN if n not in (name, *beside) and getattr(arguments, n)]
+        if getattr(arguments, name) and others:
+            raise ValueError(f"{RERUN[name]} cannot be given with {RERUN[others[0]]}")
+
+
 def build_book(folder: Path, root: Path) -> None:
-    """Build the book from the notebooks in folder/notebooks and the pages of this repository."""
-    book = folder / "book"
+    """Build the book from the notebooks in folder/notebooks and the pages of this repository.
+
+    Raises:
+        ValueError: without notebooks, and where folder/book is this repository's own.
+    """
+    book, own = folder / "book", (root / "book").resolve()
     if not (folder / "notebooks").is_dir():
         raise ValueError(
             f"expected executed notebooks in {folder / 'notebooks'}; there is no such folder"
         )
+    there = book.resolve()  # or it holds the repository, as the parent of a clone named book does
+    if there.is_relative_to(own) or own.is_relative_to(there):
+        raise ValueError(f"{book} is, or holds, the repository's own book: name another folder")
     shutil.rmtree(book, ignore_errors=True)
     left_out = shutil.ignore_patterns("_build", "notebooks")
     shutil.copytree(root / "book", book, ignore=left_out)  # links become files
@@ -98,7 +119,8 @@ def commit(arguments: argparse.Namespace) -> None:
 
     if arguments.alone == bool(arguments.chapters):
         raise ValueError("name chapters, or give --alone")
-    for chapter in run.chapters() if arguments.alone else map(run.find_chapter, arguments.chapters):
+    named = [run.find_chapter(name) for name in arguments.chapters]  # all, before any is executed
+    for chapter in named or run.chapters():
         if arguments.alone:
             notebook = nbformat.read(chapter, as_version=4)
             run.put_alone(notebook)
@@ -208,18 +230,25 @@ def make_parser() -> argparse.ArgumentParser:
         "run the long runs behind the chapters that are not stored yet",
         "  attractor-book results 10 --jobs 2\n  attractor-book results --force",
     )
-    sub.add_argument("chapter", nargs="?", default="", help="only the runs of this chapter")
+    sub.add_argument(
+        "chapter",
+        nargs="?",
+        default="",
+        help="its number, or the beginning of its name, or its path (default: all that have runs)",
+    )
     sub.add_argument("--force", action="store_true", help="run again what is there")
     _jobs(sub, "runs at a time, sharing the cores")
 
     sub = add(
         compare,
         "compare chapters executed elsewhere with the committed ones\n\n"
-        "What must be the same: the code, every word of every output, and so whether each\n"
-        "statement is True. Numbers are compared within their column, on the scale of the largest\n"
-        "there: in "
-        "cells that the tests compare none may be off by more than --exact; in the others at most\n"
-        "the share --allow by more than --tolerance, none by more than five times that.",
+        "What must be the same: the code, every word of every output, row and column names, and\n"
+        "so whether each statement is True. Numbers are compared within their column, on the\n"
+        "scale of the largest there: in cells that the tests compare none may be off by more than\n"
+        "--exact; in the others at most the share --allow by more than --tolerance, none by more\n"
+        "than five times that.\n\n"
+        "Not compared: times and where a run took place, what follows a plus-minus sign, standard\n"
+        "deviations and errors, pictures.",
         "  attractor-book compare notebooks _build/reproduce/notebooks\n"
         "  attractor-book compare notebooks/04_masked_prediction.ipynb _runs/04.ipynb",
     )
@@ -285,7 +314,9 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "ename"):  # of a cell
             raise
-        sys.exit(f"error: {error.ename}: {error.evalue}")
+        from attractor_book.executor import told_error
+
+        sys.exit(f"error: {told_error(error)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
@@ -106,8 +107,8 @@ def parse(name: str, value: str):
 
 
 def refuse_committed(folder: Path) -> None:
-    """ValueError for the folder of the committed notebooks."""
-    if folder.resolve() == NOTEBOOKS.resolve():
+    """ValueError for the folder of the committed notebooks, and those within."""
+    if folder.resolve().is_relative_to(NOTEBOOKS.resolve()):
         raise ValueError(f"output must not lie among the committed notebooks in {NOTEBOOKS}")
 
 
@@ -166,7 +167,7 @@ def execute(
             end.
 
     Raises:
-        CellExecutionError: for an error in a cell.
+        CellExecutionError: for an error in a cell, whose execution count it has as `count`.
         DeadKernelError: for a kernel that died, or was stopped.
     """
     began, given = time.perf_counter(), parameters or {}
@@ -176,6 +177,7 @@ def execute(
         for cell in notebook.cells:
             cell.metadata.setdefault("tags", [])
         notebook = parameterize_notebook(notebook, given, language="python", kernel_name="python3")
+    counts = []  # of the cells with an error; some may have one
     n_cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     with tqdm(total=n_cells, desc=name, unit="cell", disable=not name) as bar:
 
@@ -190,11 +192,14 @@ def execute(
             kernel_name="python3",
             resources={"metadata": {"path": str(folder)}},
             on_cell_executed=done,
+            on_cell_error=lambda cell, **_: counts.append(cell.execution_count),
         )
         try:
             client.execute(env=environment(threads), stderr=subprocess.DEVNULL)
-        except BaseException:  # what the cell that was stopped has printed, too
-            if partial:
+        except BaseException as error:
+            if isinstance(error, CellExecutionError):
+                error.count = counts[-1]
+            if partial:  # what the cell that was stopped has printed, too
                 write_whole(partial, nbformat.writes(notebook))
             raise
     known = parameters_of(notebook)
@@ -203,6 +208,11 @@ def execute(
     if partial:
         partial.unlink(missing_ok=True)
     return notebook
+
+
+def told_error(error: CellExecutionError) -> str:
+    """An error of a cell, and which cell it was, as a line of text."""
+    return f"in cell {error.count}: {error.ename}: {error.evalue}"
 
 
 def told(run: dict) -> str:

@@ -33,6 +33,7 @@ from attractor_book.executor import (
     parse,
     refuse_committed,
     tagged,
+    told_error,
 )
 from attractor_book.plots import use_style
 from attractor_book.results import ROOT, save_results, write_whole
@@ -60,7 +61,7 @@ def run_point(notebook: NotebookNode, parameters: dict, threads: int, folder: st
                 threads=threads,
             )
         except CellExecutionError as error:
-            return {"error": f"{error.ename}: {error.evalue}"}
+            return {"error": told_error(error)}
         seconds = time.perf_counter() - began
         if not saves:
             outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
@@ -242,6 +243,12 @@ def draw(frame: pd.DataFrame, grid: dict, show: str | None):
     return facets.figure
 
 
+def check_jobs(jobs: int | None) -> None:
+    """ValueError for less than one at a time."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+
+
 def read_grid(chapter: Path, grid: list[list[str]], fixed: list[list[str]]) -> tuple[dict, dict]:
     """The values of the grid and the fixed parameters, by name; ValueError for what cannot be
     run.
@@ -283,8 +290,7 @@ def sweep(
     path = find_chapter(chapter)
     folder = (output or ROOT / "_runs" / f"sweep-{path.stem}").resolve()
     refuse_committed(folder)
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    check_jobs(jobs)
     axes, constant = read_grid(path, grid, fixed)
     points = []
     for values in itertools.product(*axes.values()):
@@ -334,14 +340,17 @@ def long_runs(chapter: str = "", force: bool = False, jobs: int | None = None) -
     Raises:
         ValueError: for a chapter without any, and for runs that failed.
     """
+    check_jobs(jobs)
     names = sorted({run[0] for run in RUNS})
-    if not any(name.startswith(chapter) for name in names):
-        raise ValueError(
-            f"chapter must be the beginning of one of {', '.join(names)}, got {chapter!r}"
-        )
+    if chapter:
+        path = find_chapter(chapter).resolve()
+        there = [name for name in names if find_chapter(name).resolve() == path]
+        if not there:
+            raise ValueError(f"long runs are those of {', '.join(names)}, not of {path.stem}")
+        names = there
     points = []
     for name, run, parameters in RUNS:
-        if name.startswith(chapter):
+        if name in names:
             path, file = find_chapter(name), NOTEBOOKS / "results" / name / f"{run}.json"
             check_parameters(path, parameters)
             points.append((f"{name}/{run}", file, path, parameters))

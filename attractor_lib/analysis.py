@@ -82,9 +82,8 @@ def operations(call: Callable[[], object]) -> int:
     def in_place(total, a, b, **_):
         return 2 * a[0] * a[1] * a[2] * b[2]
 
-    counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place}
-    )  # not counted by default
+    # not counted by default
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place})
     with kernels.only("batched"), sdpa_kernel(SDPBackend.MATH), counter:
         call()
     return counter.get_total_flops()
@@ -137,8 +136,11 @@ def retrieval(
 ) -> tuple[Tensor, Tensor]:
     """Whether examples (n, N, d) come back from a corrupted start (10_basins).
 
-    With the intact example xi, m(t) = (1/N) sum_i x_i(t) . xi_i, and retrieved means m(n_steps) >=
-    threshold. The best overlap on the way is ``m[1:].amax(0)``.
+    An example xi is retrieved if the run ends at an overlap of at least the threshold with it::
+
+        m(t) = (1/N) sum_i x_i(t) . xi_i ,     m(n_steps) >= threshold
+
+    The best overlap on the way is ``m[1:].amax(0)``.
 
     Args:
         update: a step function, such as ``network.update``.

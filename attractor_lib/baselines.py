@@ -13,9 +13,8 @@ class _TokenModel(nn.Module):
 
     def __init__(self, n_sites: int, dim: int, width: int = 64, n_heads: int = 8, seed: int = 0):
         super().__init__()
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # torch's layers draw from the global generator only
+        # torch's layers draw from the global generator only
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed, self.read_out = nn.Linear(dim, width), nn.Linear(width, dim)
             self.positions = nn.Parameter(0.3 * torch.randn(n_sites, width))

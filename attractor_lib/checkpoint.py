@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 
@@ -28,10 +27,21 @@ def lasting_name(part: Callable, role: str) -> str:
 
 
 def state_of(part):
-    """What a generator, or whatever has a state_dict, carries from step to step; else nothing."""
+    """What a generator, or whatever has a state_dict, carries from step to step; else nothing.
+
+    Raises:
+        ValueError: for a state_dict without a load_state_dict, or the reverse.
+    """
     if isinstance(part, torch.Generator):
         return part.get_state()
-    return part.state_dict() if hasattr(part, "state_dict") else {}
+    saves, loads = hasattr(part, "state_dict"), hasattr(part, "load_state_dict")
+    if saves != loads:
+        there, missing = ("state_dict", "load_state_dict")[:: 1 if saves else -1]
+        raise ValueError(
+            f"{name_of(part)} must have both state_dict and load_state_dict or neither for a "
+            f"checkpoint, got {there} without {missing}"
+        )
+    return part.state_dict() if saves else {}
 
 
 def load_state(part, state) -> None:
@@ -53,6 +63,17 @@ def written_whole(path: Path):
         partial.unlink(missing_ok=True)
 
 
+def _differing(there: str, here: str, width: int = 100) -> str:
+    """Both texts, long ones from a little before the place where they first differ."""
+    long = max(len(there), len(here)) > width
+    start = max(0, len(os.path.commonprefix([there, here])) - width // 4) if long else 0
+    there, here = (
+        "..." * (start > 0) + text[start : start + width] + "..." * (len(text) > start + width)
+        for text in (there, here)
+    )
+    return f"{there} there, {here} here"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file that holds a training as it stood at the end of an epoch.
@@ -61,16 +82,25 @@ class Checkpoint:
         path: of the file.
         run: what the training is; a file that says otherwise is refused.
         parts: by name, whatever has a state: see `state_of`.
+
+    Raises:
+        ValueError: for a part whose state could be saved but not loaded, or the reverse.
     """
 
     path: Path
     run: dict
     parts: dict
 
+    def __post_init__(self):
+        self._states()
+
+    def _states(self) -> dict:
+        return {name: state_of(part) for name, part in self.parts.items()}
+
     def save(self, history: list[dict]) -> None:
         """A run killed meanwhile, or a full disk, leaves the last one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        states = {name: state_of(part) for name, part in self.parts.items()}
+        states = self._states()
         try:
             with written_whole(self.path) as partial:
                 torch.save({"run": self.run, "history": history, "parts": states}, partial)
@@ -89,13 +119,14 @@ class Checkpoint:
             return []
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            there = saved["run"]
+            there, history = dict(saved["run"]), list(saved["history"])
+            states = {name: saved["parts"][name] for name in self.parts}
         except Exception as error:
             raise ValueError(
                 f"{self.path} is not a readable checkpoint ({error!r}); remove it to start afresh"
             ) from error
         differing = [
-            f"{key}: {shorten(repr(there.get(key)), 100)} there, {shorten(repr(here), 100)} here"
+            f"{key}: {_differing(repr(there.get(key)), repr(here))}"
             for key, here in self.run.items()
             if there.get(key) != here
         ]
@@ -105,5 +136,5 @@ class Checkpoint:
                 "use another file or remove it"
             )
         for name, part in self.parts.items():
-            load_state(part, saved["parts"][name])
-        return saved["history"]
+            load_state(part, states[name])
+        return history

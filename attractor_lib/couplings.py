@@ -6,7 +6,10 @@ Every kind of couplings has
 - ``queries(x)``: q (batch, heads, N, r);
 - ``keys(x)``: k (batch, heads, N or 1, N, r), with x_i . J_ij x_j = q_i . k_ij;
 - ``read_out(o)``: what o (batch, heads, N, r), the pooled keys, send to the spins, (batch, N, d);
-- ``gradient(s, of_queries, of_keys)``: the gradients of its parameters, by name;
+- ``gradient(s, of_queries, of_keys)``: the gradients of its parameters, by name, where
+  dL/dk_ij = sum over (c, v) in of_keys of c_ij v_i and dL/dU_i = sum over (o, y) in of_queries of
+  o_i y_i^T (there is no U at full rank); then dL/dJ_ij = dL/dk_ij s_j^T, and dL/dV_j is the sum
+  over i of dL/dk_ij s_j^T;
 - ``dense()``: J (heads, N, N, d, d).
 
 It says whether its keys are ``pairwise``, one for each pair of sites (full rank), or one for each
@@ -19,12 +22,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, einsum, nn
 
-Pairs = list[tuple[Tensor, Tensor]]
+Terms = list[tuple[Tensor, Tensor]]
 Tie = Callable[[Tensor], Tensor]
 
 
 def _parameter(w: Tensor) -> nn.Parameter:
     return nn.Parameter(w, requires_grad=False)  # trained by closed forms, never by autograd
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
 def _gaussian(*shape: int, std: float, generator: torch.Generator | None) -> Tensor:
@@ -51,6 +60,7 @@ class Full(nn.Module):
     @classmethod
     def random(cls, n_heads: int, n_sites: int, dim: int, generator: torch.Generator | None = None):
         """Gaussian and small: messages are weak at the start, attention is nearly uniform."""
+        _check_sizes(n_heads=n_heads, n_sites=n_sites, dim=dim)
         return cls(
             _gaussian(n_heads, n_sites, n_sites, dim, dim, std=0.1 / dim, generator=generator)
         )
@@ -67,7 +77,7 @@ class Full(nn.Module):
     def read_out(self, o: Tensor) -> Tensor:
         return o.sum(1)
 
-    def gradient(self, s: Tensor, of_queries: Pairs, of_keys: Pairs) -> dict[str, Tensor]:
+    def gradient(self, s: Tensor, of_queries: Terms, of_keys: Terms) -> dict[str, Tensor]:
         dk = sum(einsum("mhij,mhia->mhija", c, v) for c, v in of_keys)
         return self.chain_rule(J=einsum("mhija,mjb->hijab", dk, s))
 
@@ -120,6 +130,7 @@ class LowRank(nn.Module):
         generator: torch.Generator | None = None,
     ):
         """Gaussian and small: messages are weak at the start, attention is nearly uniform."""
+        _check_sizes(n_heads=n_heads, n_sites=n_sites, dim=dim, rank=rank)
         shape = n_heads, n_sites, rank, dim
         generator = generator or torch.Generator().manual_seed(0)
         return cls(*(_gaussian(*shape, std=0.5 * dim**-0.5, generator=generator) for _ in range(2)))
@@ -136,7 +147,7 @@ class LowRank(nn.Module):
     def read_out(self, o: Tensor) -> Tensor:
         return einsum("hira,mhir->mia", self.U, o)
 
-    def gradient(self, s: Tensor, of_queries: Pairs, of_keys: Pairs) -> dict[str, Tensor]:
+    def gradient(self, s: Tensor, of_queries: Terms, of_keys: Terms) -> dict[str, Tensor]:
         dk = sum(einsum("mhij,mhir->mhjr", c, v) for c, v in of_keys)
         dU = sum(einsum("mhir,mia->hira", o, y) for o, y in of_queries)
         return self.chain_rule(U=dU, V=einsum("mhjr,mjb->hjrb", dk, s))
@@ -157,12 +168,12 @@ class SharedFactors(LowRank):
 
     ::
 
-        U^h_i = sum_m diag(u^h_im) F^h_m ,     V^h_j = sum_m diag(v^h_jm) G^h_m ,     m <= n_shared
+        U^h_i = sum_f diag(u^h_if) F^h_f ,     V^h_j = sum_f diag(v^h_jf) G^h_f ,     f <= n_shared
 
     F and G say what features are asked for and shown, u and v how strongly a site does. Given dL/dU
-    and dL/dV, which are local, the chain rule gives dL/dF_m = sum_i diag(u_im) dL/dU_i, and
-    dL/du_im = the diagonal of dL/dU_i F_m^T: a sum over sites, as weight sharing in a convolution
-    has it (14_accuracy_for_its_cost). With n_shared = N and u_im = v_im = 1 at m = i, else 0,
+    and dL/dV, which are local, the chain rule gives dL/dF_f = sum_i diag(u_if) dL/dU_i, and
+    dL/du_if = the diagonal of dL/dU_i F_f^T: a sum over sites, as weight sharing in a convolution
+    has it (14_accuracy_for_its_cost). With n_shared = N and u_if = v_if = 1 at f = i, else 0,
     nothing is shared.
 
     Args:
@@ -172,19 +183,15 @@ class SharedFactors(LowRank):
 
     def __init__(self, F: Tensor, G: Tensor, u: Tensor, v: Tensor):
         nn.Module.__init__(self)
-        heads, n_shared, rank, dim = F.shape
-        if (
-            G.shape != F.shape
-            or u.shape != v.shape
-            or u.shape != (heads, u.shape[1], n_shared, rank)
-        ):
+        shared, own = F.shape == G.shape and F.ndim == 4, u.shape == v.shape and u.ndim == 4
+        if not (shared and own and (u.shape[0], *u.shape[2:]) == F.shape[:3]):
             raise ValueError(
                 "F and G must have one shape (heads, n_shared, rank, d), u and v (heads, N, "
                 "n_shared, rank), "
                 f"got {tuple(F.shape)}, {tuple(G.shape)}, {tuple(u.shape)} and {tuple(v.shape)}"
             )
+        heads, self.n_shared, rank, dim = F.shape
         self._size(heads, u.shape[1], rank, dim)
-        self.n_shared = n_shared
         self.F, self.G, self.u, self.v = map(_parameter, (F, G, u, v))
 
     @classmethod
@@ -198,9 +205,7 @@ class SharedFactors(LowRank):
         generator: torch.Generator | None = None,
     ):
         """Gaussian, so that U and V have the size that those of `LowRank` have."""
-        for name, value in (("rank", rank), ("n_shared", n_shared)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        _check_sizes(n_heads=n_heads, n_sites=n_sites, dim=dim, rank=rank, n_shared=n_shared)
         matrices, weights = (n_heads, n_shared, rank, dim), (n_heads, n_sites, n_shared, rank)
         generator = generator or torch.Generator().manual_seed(0)
         FG = [_gaussian(*matrices, std=0.5 * dim**-0.5, generator=generator) for _ in range(2)]
@@ -212,18 +217,18 @@ class SharedFactors(LowRank):
     @property
     def U(self) -> Tensor:
         """(heads, N, rank, d), computed."""
-        return einsum("himr,hmra->hira", self.u, self.F)
+        return einsum("hifr,hfra->hira", self.u, self.F)
 
     @property
     def V(self) -> Tensor:
         """(heads, N, rank, d), computed."""
-        return einsum("himr,hmra->hira", self.v, self.G)
+        return einsum("hifr,hfra->hira", self.v, self.G)
 
     def chain_rule(self, U: Tensor, V: Tensor) -> dict[str, Tensor]:
         of = {}
         for d, weights, matrices in ((U, "u", "F"), (V, "v", "G")):
-            of[matrices] = einsum("himr,hira->hmra", getattr(self, weights), d)
-            of[weights] = einsum("hmra,hira->himr", getattr(self, matrices), d)
+            of[matrices] = einsum("hifr,hira->hfra", getattr(self, weights), d)
+            of[weights] = einsum("hfra,hira->hifr", getattr(self, matrices), d)
         return of
 
     def extra_repr(self) -> str:
@@ -242,7 +247,8 @@ class Tied(Full):
     """
 
     def __init__(self, J: Tensor, tie: Tie):
-        super().__init__(tie(J))
+        super().__init__(J)  # of the right shape
+        self.J = _parameter(tie(J))
         self.tie = tie
 
     def chain_rule(self, J: Tensor) -> dict[str, Tensor]:
@@ -256,7 +262,7 @@ class Tied(Full):
         return self.n_heads * len(self.tie(J[None])[0][hears.cpu()].unique())
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, tie={self.tie.__name__}"
+        return f"{super().extra_repr()}, tie={getattr(self.tie, '__name__', self.tie)}"
 
 
 def symmetric(J: Tensor) -> Tensor:

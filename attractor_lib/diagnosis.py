@@ -107,9 +107,8 @@ def diagnose(
 
     period = torch.zeros(x.shape[1], dtype=torch.long, device=x.device)
     moves = _distance(x[-1], x[-2]) >= tolerance
-    for p in range(
-        max_period, 0, -1
-    ):  # downwards, so that the smallest period is the one that stays
+    # downwards, so that the smallest period is the one that stays
+    for p in range(max_period, 0, -1):
         phase = [window - k % p for k in range(window, -1, -1)]
         repeats = _distance(x, x[phase]).amax(0) < tolerance
         period[repeats & (moves if p > 1 else True)] = p

@@ -15,9 +15,9 @@ class PatchEmbedding:
         x = (u, sqrt(P + 1 - |u|^2)) / sqrt(P + 1) in R^d ,     d = P + 1 ,     |x| = 1
 
     The last component is what ``|u|`` leaves, so nothing is lost and every patch has its own point
-    on the sphere. With ``n_frequencies=c`` a token holds, in place of u, the c lowest frequencies C
-    u of the patch's discrete cosine transform (C: c orthonormal rows), and d = c + 1. Then `pixels`
-    gives the patch without its high frequencies.
+    on the sphere. With ``n_frequencies=c`` a token holds C u in place of u, the c lowest
+    frequencies of the patch's discrete cosine transform (C: c orthonormal rows), and d = c + 1.
+    Then `pixels` gives the patch without its high frequencies.
 
     Args:
         image_size: height = width in pixels.

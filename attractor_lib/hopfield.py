@@ -71,9 +71,12 @@ def pseudo_inverse_couplings(patterns: Tensor) -> Tensor:
                                                 X_rest (n, (N-1) d) all the others
 
     The limit beta -> 0 of the prediction rule on clean states, trained from couplings zero by
-    gradient descent. For n <= (N - 1) d patterns in general position the error is zero, and J = (N
-    - 1) [1 - D^-1 (1 - Q)] with the projector Q on the span of the patterns and D the blocks i = j
-    of 1 - Q. Derived in 09_synthetic_patterns.
+    gradient descent. For n <= (N - 1) d patterns in general position the error is zero, and with
+    the projector Q on the span of the patterns and D the blocks i = j of 1 - Q::
+
+        J = (N - 1) [1 - D^-1 (1 - Q)]
+
+    Derived in 09_synthetic_patterns.
 
     Args:
         patterns: (n, N >= 2, d), tokens of norm 1.

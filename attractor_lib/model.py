@@ -7,6 +7,7 @@ site that it hears, a b components, r rank.
 import copy
 import math
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 from torch import Tensor, einsum, nn
@@ -97,15 +98,16 @@ class AttractorNetwork(nn.Module):
         couplings: an object of ``attractor_lib.couplings`` in place of n_heads, rank and generator.
         potential: phi: `LogSumExp` (the default), or the ablations' `Square` and `Mean`.
         hears: boolean (N, N), hears[i, j] where site i hears site j; by default all others, j != i.
-            A causal chain has j < i. A site that hears none has its bias alone. Where i hears
-            itself, its update is no longer minus the derivative of its own energy.
+            A causal chain has j < i; h_i then still asks with x_i itself, so hide the token that is
+            to be predicted. A site that hears none has its bias alone. Where i hears itself, its
+            update is no longer minus the derivative of its own energy. Not in the state_dict.
         space: where tokens live, `Sphere` (the default), or `Flat`: any norm, and no P.
 
     Attributes:
         couplings: J and its parameters; ``couplings.dense()`` is J (heads, N, N, d, d).
         bias: (N, d), the field b_i of a site alone. Starts at zero.
-        phi, hears, space, beta, gamma: as given; `at` gives the same network at another beta or
-            gamma.
+        phi: the potential. `hears`, `space`, `beta` and `gamma` are as given, too, and `at` gives
+            the same network at another beta or gamma.
 
     Derived in 01_local_energies. No parameter ever requires a gradient: the closed forms of
     ``attractor_lib.learning`` train them. States x are (batch, N, d), with ``|x_i| = 1``, in the
@@ -145,16 +147,22 @@ class AttractorNetwork(nn.Module):
                 if rank is None
                 else LowRank.random(*sizes, rank, generator)
             )
-        elif (
-            (couplings.n_sites, couplings.dim) != (n_sites, dim) or n_heads != 1 or rank is not None
-        ):
+        elif not isinstance(couplings, nn.Module):
+            raise ValueError(
+                "couplings must be an object such as Full(J) or LowRank(U, V), got "
+                f"{type(couplings).__name__}"
+            )
+        elif (couplings.n_sites, couplings.dim, n_heads, rank) != (n_sites, dim, 1, None):
             raise ValueError(
                 f"couplings must be for {n_sites} sites of {dim} components and come without "
-                "n_heads and rank, "
-                f"got {couplings}, n_heads={n_heads}, rank={rank}"
+                f"n_heads and rank, got {couplings}, n_heads={n_heads}, rank={rank}"
             )
+        for name, part in (("potential", potential), ("space", space)):
+            if isinstance(part, type | str):
+                raise ValueError(f"{name} must be an object such as LogSumExp(), got {part!r}")
         self.couplings = couplings
-        self.bias = nn.Parameter(torch.zeros(n_sites, dim), requires_grad=False)
+        bias = next(couplings.parameters()).new_zeros(n_sites, dim)
+        self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("_hears", None, persistent=False)
         self.hears = ~torch.eye(n_sites, dtype=torch.bool) if hears is None else hears
 
@@ -168,14 +176,14 @@ class AttractorNetwork(nn.Module):
     def at(self, beta: float | None = None, gamma: float | None = None) -> "AttractorNetwork":
         """The same network, its parameters shared, at another beta or gamma."""
         view = copy.copy(self)
+        for own in ("_parameters", "_buffers", "_modules"):  # what is assigned to one stays its own
+            view.__dict__[own] = dict(view.__dict__[own])
         view._set(self.beta if beta is None else beta, self.gamma if gamma is None else gamma)
         return view
 
     @property
     def hears(self) -> Tensor:
-        """Boolean (N, N): hears[i, j] where site i hears site j. Assign another; do not change it
-        in place.
-        """
+        """Who hears whom, boolean (N, N), with True at [i, j] where site i hears site j."""
         return self._hears
 
     @hears.setter
@@ -188,8 +196,12 @@ class AttractorNetwork(nn.Module):
                 else type(mask).__name__
             )
             raise ValueError(f"hears must be a boolean tensor of shape ({n}, {n}), got {got}")
-        self._hears = mask.to(self.bias.device)
-        self.all_hear = bool(mask.any(-1).all())  # no site hears none
+        self._hears = mask.to(self.bias.device).clone(memory_format=torch.contiguous_format)
+
+    @property
+    def all_hear(self) -> bool:
+        """Whether no site hears none."""
+        return bool(self.hears.any(-1).all())
 
     @property
     def n_heads(self) -> int:
@@ -197,7 +209,7 @@ class AttractorNetwork(nn.Module):
 
     @property
     def n_acting(self) -> int:
-        """The number of parameters that act: not J_ij where i does not hear j, nor a zero bias."""
+        """How many parameters act, which J_ij does not where i does not hear j, nor a zero bias."""
         return self.couplings.n_acting(self.hears) + (self.bias.numel() if self.bias.any() else 0)
 
     def check(self, x: Tensor, name: str = "x") -> Tensor:
@@ -242,7 +254,7 @@ class AttractorNetwork(nn.Module):
 
     @in_blocks
     def attention(self, x: Tensor) -> Tensor:
-        """a^h_i<-j (batch, heads, N, N): rows sum to 1, and are 0 where i does not hear j."""
+        """a^h_i<-j (batch, heads, N, N), 0 where i does not hear j; a softmax's rows sum to 1."""
         return self.weights(self.scores(self.couplings.queries(x), self.couplings.keys(x)))
 
     @accelerated
@@ -262,8 +274,10 @@ class AttractorNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         others = ~torch.eye(self.n_sites, dtype=torch.bool, device=self.hears.device)
-        hears = "others" if self.hears.equal(others) else self.hears.int().tolist()
+        key = sha256(self.hears.cpu().numpy().tobytes()).hexdigest()[:6]
+        some = f"{int(self.hears.sum())} of {self.n_sites**2} pairs ({key})"
         return (
             f"n_sites={self.n_sites}, dim={self.dim}, beta={self.beta}, gamma={self.gamma}, "
-            f"potential={self.phi}, hears={hears}, space={self.space}"
+            f"potential={self.phi}, hears={'others' if self.hears.equal(others) else some}, "
+            f"space={self.space}"
         )

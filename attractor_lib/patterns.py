@@ -13,9 +13,8 @@ def available_memory(device: torch.device | str = "cpu") -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        with open(
-            "/proc/meminfo"
-        ) as lines:  # Linux: counts the file cache as free, which sysconf does not
+        # Linux: counts the file cache as free, which sysconf does not
+        with open("/proc/meminfo") as lines:
             return next(
                 int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
             )
@@ -33,8 +32,7 @@ def require_memory(n_bytes: int, what: str, device: torch.device | str = "cpu") 
     if there is not None and n_bytes > there:
         raise MemoryError(
             f"{what} need {n_bytes / 2**30:.3g} GiB, but {device} has {there / 2**30:.3g} GiB "
-            "left: "
-            "take fewer patterns, sites or components"
+            "left: take fewer patterns, sites or components"
         )
 
 

@@ -34,7 +34,7 @@ class TrainingConfig:
         frozen: names of parameters that are left as they are.
 
     Raises:
-        ValueError: for a number out of range, or an unknown optimizer.
+        ValueError: for a number out of range, an unknown optimizer, or frozen that is no tuple.
     """
 
     epochs: int = 10
@@ -46,15 +46,29 @@ class TrainingConfig:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 1:
-            got = f"{self.epochs} and {self.batch_size}"
-            raise ValueError(f"epochs and batch_size must be at least 1, got {got}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            got = self.learning_rate
+        if not all(isinstance(n, int) and n >= 1 for n in (self.epochs, self.batch_size)):
+            got = f"{self.epochs!r} and {self.batch_size!r}"
+            raise ValueError(f"epochs and batch_size must be whole numbers >= 1, got {got}")
+        if not _is_positive(self.learning_rate):
+            got = repr(self.learning_rate)
             raise ValueError(f"learning_rate must be a finite number > 0, got {got}")
-        if not isinstance(getattr(torch.optim, self.optimizer, None), type):
+        if not _is_optimizer(self.optimizer):
             got = repr(self.optimizer)
             raise ValueError(f"optimizer must name a class of torch.optim, got {got}")
+        if self.coupling_norm is not None and not _is_positive(self.coupling_norm):
+            got = repr(self.coupling_norm)
+            raise ValueError(f"coupling_norm must be a finite number > 0 or None, got {got}")
+        if not isinstance(self.frozen, tuple):
+            raise ValueError(f"frozen must be a tuple of names, got {self.frozen!r}")
+
+
+def _is_positive(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+
+
+def _is_optimizer(name: str) -> bool:
+    kind, base = getattr(torch.optim, str(name), None), torch.optim.Optimizer
+    return isinstance(kind, type) and issubclass(kind, base) and kind is not base
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -111,21 +125,22 @@ def train(
             and ends bit for bit where an uninterrupted run on the same machine would have. It must
             come from the same model, rule, corruption, number of examples and configuration. A rule
             or a corruption that carries something from step to step has it saved too, by a
-            ``state_dict`` and a ``load_state_dict`` as a torch module's.
+            ``state_dict`` and a ``load_state_dict`` as a torch module's: both or neither.
         report: called with one line an epoch; None for silence. A terminal also gets a bar within
             the epoch.
         observe: called with (model, step) before the first step and after each, `step` being the
             number of steps taken. The numbers that it returns by name are kept; None keeps nothing.
 
     Returns:
-        One record an epoch: epoch, loss (mean over its steps), learning_rate, seconds; and with
-        `observe`, observed: a list of {"step": step, and the numbers by name}.
+        One record an epoch, of epoch, loss (mean over its steps), learning_rate and seconds; and
+        with `observe` of observed, a list of {"step": step, and the numbers by name}.
 
     Raises:
         ValueError: for tokens of another shape, fewer examples than a batch, an unknown name in
-            `frozen`, a `coupling_norm` for a model without couplings, a rule that leaves out a
-            parameter, a checkpoint that is damaged or belongs to another configuration, or a
-            checkpoint together with a rule or a corruption that has no lasting name.
+            `frozen` or all names there are, a `coupling_norm` for a model without couplings, a rule
+            that leaves out a parameter, a checkpoint that is damaged or belongs to another
+            configuration, or a checkpoint together with a rule or a corruption that has no lasting
+            name, or only one of ``state_dict`` and ``load_state_dict``.
         FloatingPointError: if the loss is no longer finite.
     """
     steps = _steps_per_epoch(tokens, config)
@@ -209,7 +224,10 @@ def _trained(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
         raise ValueError(
             f"coupling_norm is for a model with couplings, got parameters {sorted(parameters)}"
         )
-    return {name: p for name, p in parameters.items() if name not in config.frozen}
+    trained = {name: p for name, p in parameters.items() if name not in config.frozen}
+    if not trained:
+        raise ValueError(f"frozen leaves nothing to train, got all of {sorted(parameters)}")
+    return trained
 
 
 def _put_gradients(trained: dict[str, Tensor], gradients: Gradients) -> None:

@@ -238,6 +238,44 @@ def test_at_is_the_same_network_at_another_beta_or_gamma(network, x):
         network.at(beta=-1)
 
 
+def test_what_is_assigned_to_a_view_stays_its_own(network, x):
+    view, causal = network.at(gamma=0.0), torch.ones(N, N, dtype=torch.bool).tril(-1)
+    before = network.update(x)
+    view.hears = causal
+    assert view.attention(x).isfinite().all() and torch.equal(network.update(x), before)
+    view.couplings = random_network(RANK).couplings
+    assert torch.equal(network.update(x), before)
+
+
+@pytest.mark.parametrize("kernel", [(), ("batched",), ("cpu",)])
+def test_a_mask_changed_in_place_counts_and_is_no_other_s(network, x, kernel):
+    mask = ~torch.eye(N, dtype=torch.bool)
+    network.hears = mask
+    mask[:] = False
+    with kernels.only(*kernel):
+        assert network.field(x)[:, 0].ne(network.bias[0]).all()
+        network.hears[0] = False
+        assert network.field(x)[:, 0].eq(network.bias[0]).all()
+        assert network.update(x).isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", [(), ("batched",), ("cpu",)])
+@pytest.mark.parametrize("network", every_network())
+def test_an_empty_batch_has_an_empty_field(network, kernel):
+    with kernels.only(*kernel):
+        for name, shape in (
+            ("field", (N, D)),
+            ("attention", (HEADS, N, N)),
+            ("local_energies", (N,)),
+        ):
+            assert getattr(network, name)(random_states(BATCH, N, D)[:0]).shape == (0, *shape)
+
+
+def test_couplings_bring_their_dtype(x):
+    double = AttractorNetwork(N, D, couplings=AttractorNetwork(N, D).double().couplings)
+    assert double.bias.dtype == torch.float64 and double.update(x).dtype == torch.float64
+
+
 @pytest.mark.parametrize("kernel", [(), ("batched",), ("cpu",)])
 def test_a_causal_chain_does_not_hear_what_comes_later(network, x, kernel):
     network.hears = torch.ones(N, N, dtype=torch.bool).tril(-1)
@@ -330,6 +368,11 @@ def test_float32_follows_float64(network, x):
             dict(n_sites=4, dim=3, hears=torch.ones(4, 3, dtype=torch.bool)),
             r"boolean tensor of shape \(4, 4\), got torch.bool \(4, 3\)",
         ),
+        (
+            dict(n_sites=4, dim=3, couplings=torch.ones(1)),
+            "couplings must be an object such as Full",
+        ),
+        (dict(n_sites=4, dim=3, potential=Square), "potential must be an object such as LogSumExp"),
         (
             dict(n_sites=4, dim=3, hears=torch.ones(4, 4)),
             r"hears must be a boolean tensor of shape \(4, 4\), got torch.float32",

@@ -360,20 +360,44 @@ def test_refuses_a_checkpoint_that_is_not_its_own(tokens, tmp_path):
         )
     with pytest.raises(ValueError, match="belongs to another run .examples: 320 there, 300 here"):
         train(network(), prediction_rule, tokens[:300], hide(tokens), CONFIG, path, report=None)
-    torch.save({"weights": 1}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="other.pt is not a readable checkpoint"):
-        train(
-            network(),
-            prediction_rule,
-            tokens,
-            hide(tokens),
-            CONFIG,
-            tmp_path / "other.pt",
-            report=None,
-        )
+    saved, other = torch.load(path), tmp_path / "other.pt"
+    without = [{key: saved[key] for key in saved if key != left_out} for left_out in saved]
+    for content in ({"weights": 1}, *without, {**saved, "parts": {}}, 1):
+        torch.save(content, other)
+        with pytest.raises(ValueError, match="other.pt is not a readable checkpoint"):
+            train(network(), prediction_rule, tokens, hide(tokens), CONFIG, other, report=None)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         train(network(), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
+
+
+def test_the_refusal_shows_where_long_descriptions_differ(tmp_path):
+    path, alike = tmp_path / "c.pt", "a" * 300
+    checkpoint.Checkpoint(path, {"model": alike + "(beta=2)" + alike}, {}).save([])
+    with pytest.raises(ValueError, match=r"\(beta=2\)a+\.\.\. there, \.\.\.a+\(beta=3\)") as raised:
+        checkpoint.Checkpoint(path, {"model": alike + "(beta=3)" + alike}, {}).load()
+    assert len(str(raised.value)) < 400
+    with pytest.raises(ValueError, match=r"\(beta=2\)a+\.\.\. there, \.\.\.a+' here"):
+        checkpoint.Checkpoint(path, {"model": alike}, {}).load()
+
+
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        ("state_dict", "got state_dict without load_state_dict"),
+        ("load_state_dict", "got load_state_dict without state_dict"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda rule: rule, PersistentTrajectories])
+def test_refuses_a_rule_whose_state_goes_one_way_only(tokens, tmp_path, method, message, wrap):
+    def one_way(*given):
+        return prediction_rule(*given)
+
+    setattr(one_way, method, lambda *state: {})
+    given = network(), wrap(one_way), tokens, hide(tokens), TrainingConfig(epochs=1)
+    with pytest.raises(ValueError, match=f"one_way must have both .* or neither .*, {message}"):
+        train(*given, tmp_path / "c.pt", report=None)
+    assert not list(tmp_path.iterdir()) and len(train(*given, report=None)) == 1
 
 
 def test_the_energy_rule_keeps_the_norm_of_every_coupling(tokens):
@@ -461,8 +485,10 @@ def test_a_diverging_loss_is_an_error(tokens):
     [
         (
             lambda: TrainingConfig(epochs=0),
-            "epochs and batch_size must be at least 1, got 0 and 250",
+            "epochs and batch_size must be whole numbers >= 1, got 0 and 250",
         ),
+        (lambda: TrainingConfig(epochs=1.5), "must be whole numbers >= 1, got 1.5 and 250"),
+        (lambda: TrainingConfig(batch_size=2.5), "must be whole numbers >= 1, got 10 and 2.5"),
         (
             lambda: TrainingConfig(learning_rate=-1.0),
             "learning_rate must be a finite number > 0, got -1.0",
@@ -471,6 +497,18 @@ def test_a_diverging_loss_is_an_error(tokens):
             lambda: TrainingConfig(optimizer="Sgd"),
             "optimizer must name a class of torch.optim, got 'Sgd'",
         ),
+        (
+            lambda: TrainingConfig(optimizer="Optimizer"),
+            "optimizer must name a class of torch.optim, got 'Optimizer'",
+        ),
+        *(
+            (
+                lambda norm=norm: TrainingConfig(coupling_norm=norm),
+                f"coupling_norm must be a finite number > 0 or None, got {norm!r}",
+            )
+            for norm in (0, -1.0, math.nan, math.inf, "1")
+        ),
+        (lambda: TrainingConfig(frozen="bias"), "frozen must be a tuple of names, got 'bias'"),
     ],
 )
 def test_refuses_a_bad_configuration(make, message):
@@ -510,6 +548,9 @@ def test_refuses_too_few_examples_other_shapes_and_unknown_parameters(tokens):
             hide(tokens),
             TrainingConfig(batch_size=32, frozen=("J",)),
         )
+    config = TrainingConfig(batch_size=32, frozen=("bias", "couplings.J"))
+    with pytest.raises(ValueError, match="frozen leaves nothing to train"):
+        train(network(), prediction_rule, tokens, hide(tokens), config)
     with pytest.raises(
         ValueError, match=r"coupling_norm is for a model with couplings, got parameters \['"
     ):

@@ -31,10 +31,8 @@ from torch import Tensor
 from attractor_lib.states import check_norms
 
 _LEAST_ORDER = 20  # of Debye's expansion
-_TERMS = {
-    torch.float64: 11,
-    torch.float32: 5,
-}  # the first that is left out is of the order of rounding
+# The first that is left out is of the order of rounding.
+_TERMS = {torch.float64: 11, torch.float32: 5}
 
 
 def log_normaliser(kappa: Tensor, dim: int) -> Tensor:
@@ -110,11 +108,8 @@ def sample(direction: Tensor, kappa: Tensor, generator: torch.Generator | None =
     check_norms(direction, "direction")
     mean, k = direction.reshape(-1, dim), kappa.reshape(-1)
     b = (dim - 1) / (2 * k + (4 * k.square() + (dim - 1) ** 2).sqrt())
-    x0, to_x0, to_x0_squared = (
-        (1 - b) / (1 + b),
-        2 * b / (1 + b),
-        4 * b / (1 + b).square(),
-    )  # x_0, 1 - x_0, 1 - x_0^2
+    # x_0, 1 - x_0, 1 - x_0^2
+    x0, to_x0, to_x0_squared = (1 - b) / (1 + b), 2 * b / (1 + b), 4 * b / (1 + b).square()
     drawn, left = torch.empty_like(mean), torch.arange(len(mean), device=device)
     draw = {"generator": generator, "dtype": dtype, "device": device}
     while len(left):
@@ -122,9 +117,8 @@ def sample(direction: Tensor, kappa: Tensor, generator: torch.Generator | None =
         y = y / y.norm(dim=-1, keepdim=True)
         t = (y * mean[left]).sum(-1).clamp(-1, 1)
         tangent = y - t[:, None] * mean[left]
-        to_w = (
-            to_x0[left] * (1 - t) / (to_x0[left] + x0[left] * (1 + t))
-        )  # 1 - w, without cancellation
+        # 1 - w, without cancellation
+        to_w = to_x0[left] * (1 - t) / (to_x0[left] + x0[left] * (1 + t))
         x = (1 - to_w)[:, None] * mean[left] + (to_w * (2 - to_w)).sqrt()[:, None] * _unit(tangent)
         log_kept = (
             k[left] * (to_x0[left] - to_w)

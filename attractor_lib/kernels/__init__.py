@@ -19,7 +19,9 @@ from attractor_lib.states import blocks
 
 try:
     from attractor_lib.kernels import cpu
-except ImportError:  # numba, scipy and threadpoolctl are the extra `fast`
+except ModuleNotFoundError as error:
+    if error.name not in ("numba", "scipy", "threadpoolctl"):  # the extra `fast`
+        raise
     cpu = None
 
 _allowed = KERNELS = {
@@ -34,11 +36,12 @@ def only(*names: str):
     """Within it, only these kernels may serve; with no name, the equations themselves.
 
     Raises:
-        ValueError: for a name that is none.
+        ValueError: for a name that is none, or needs what is not installed.
     """
     global _allowed
-    if unknown := set(names) - {"cuda", "cpu", "batched"}:
-        raise ValueError(f"kernels are cuda, cpu and batched, got {', '.join(sorted(unknown))}")
+    if unknown := set(names) - set(KERNELS):
+        there = " and ".join(KERNELS)
+        raise ValueError(f"kernels are {there} here, got {', '.join(sorted(unknown))}")
     before, _allowed = _allowed, {name: kernel for name, kernel in KERNELS.items() if name in names}
     try:
         yield

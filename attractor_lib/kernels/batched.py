@@ -53,7 +53,8 @@ class _Layout:
 
     def products(self, q: Tensor, k: Tensor) -> Tensor:
         """q_i . k_ij (batch, heads, N, N)."""
-        return torch.bmm(self.rows(q), k.flatten(0, -3).transpose(1, 2)).view(*q.shape[:3], -1)
+        product = torch.bmm(self.rows(q), k.flatten(0, -3).transpose(1, 2))
+        return product.view(*q.shape[:3], k.shape[-2])
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         return (
@@ -62,7 +63,7 @@ class _Layout:
 
     def pooled(self, a: Tensor, k: Tensor) -> Tensor:
         """o_i = sum_j a_ij k_ij (batch, heads, N, r)."""
-        return torch.bmm(self.rows(a), k.flatten(0, -3)).view(*a.shape[:3], -1)
+        return torch.bmm(self.rows(a), k.flatten(0, -3)).view(*a.shape[:3], k.shape[-1])
 
     def keys_gradient(self, k: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
         """Sum over (c, v) of c_ij v_i (N, batch, heads, [N,] r); in place of pairwise keys."""

@@ -76,7 +76,9 @@ def own_update(network: AttractorNetwork, state: Tensor, clamped: Tensor | None 
 class GibbsSampler:
     """One Gibbs sweep: every site in turn drawn from its exact conditional (one full-rank head)::
 
-        p(x_i | x_rest) proportional to exp(-beta e_i)      (``pseudo_likelihood.gibbs_sweep``)
+        p(x_i | x_rest) proportional to exp(-beta e_i)
+
+    The sweep is ``pseudo_likelihood.gibbs_sweep``.
 
     Args:
         generator: on the network's device. Its state is part of a checkpoint, its seed of the name.

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attractor_lib.checkpoint import load_state, name_of, state_of
 from attractor_lib.learning.rules import Gradients
 
 
@@ -21,22 +23,40 @@ def without_positions(x: Tensor) -> Tensor:
     return F.normalize(x[..., : -x.shape[1]], dim=-1)
 
 
-def positioned(rule: Callable, c: float) -> Callable:
-    """The rule for a network on tokens with positions, called with tokens without.
+@dataclass(frozen=True)
+class Positioned:
+    """A rule for a network on tokens with positions, called with tokens without.
 
     Positions are given, not predicted: their residual is made zero by a target that equals the
     field there.
+
+    Args:
+        rule: (network, state, target, sites) -> (loss, gradients), such as ``prediction_rule``.
+            What it carries from step to step is part of a checkpoint.
+        c: weight of the positions, see `with_positions`.
     """
 
-    @torch.no_grad()
-    def positioned_rule(
-        network, state: Tensor, target: Tensor, sites: Tensor | None = None
-    ) -> tuple[Tensor, Gradients]:
-        s = with_positions(state, c)
-        target = torch.cat(
-            [target / math.sqrt(1 + c**2), network.field(s)[..., target.shape[-1] :]], -1
-        )
-        return rule(network, s, target, sites)
+    rule: Callable
+    c: float
 
-    positioned_rule.__name__ = f"positioned {rule.__name__}"
-    return positioned_rule
+    def __repr__(self) -> str:
+        return f"Positioned({name_of(self.rule)}, c={self.c})"
+
+    @torch.no_grad()
+    def __call__(
+        self, network, state: Tensor, target: Tensor, sites: Tensor | None = None
+    ) -> tuple[Tensor, Gradients]:
+        """Loss and gradients by name, at tokens without positions (batch, N, d)."""
+        s = with_positions(state, self.c)
+        positions = network.field(s)[..., target.shape[-1] :]
+        target = torch.cat([target / math.sqrt(1 + self.c**2), positions], -1)
+        return self.rule(network, s, target, sites)
+
+    def state_dict(self) -> dict:
+        return {"rule": state_of(self.rule)}
+
+    def load_state_dict(self, state: dict) -> None:
+        load_state(self.rule, state["rule"])
+
+
+positioned = Positioned

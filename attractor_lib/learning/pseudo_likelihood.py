@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from attractor_lib.distributions.von_mises_fisher import log_normaliser_and_ratio, sample
-from attractor_lib.learning.rules import Gradients
+from attractor_lib.learning.rules import Gradients, by_parameter
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.states import blocks, check_example, check_mask, project
 
@@ -122,10 +122,7 @@ def pseudo_likelihood_rule(
         db += dm.sum((0, 1))
     dJ = dJ.unflatten(1, network.bias.shape).transpose(0, 1)[None].contiguous()
     of_couplings = network.couplings.chain_rule(J=dJ / len(state))
-    return loss / len(state), {
-        "bias": db / len(state),
-        **{f"couplings.{name}": g for name, g in of_couplings.items()},
-    }
+    return loss / len(state), by_parameter(of_couplings, db / len(state))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Derived in 03_learning_without_backprop. A rule is a function (network, state, t
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 
 import torch
 from torch import Tensor, einsum
@@ -14,6 +15,11 @@ from attractor_lib.kernels import serving
 from attractor_lib.states import blocks, check_example
 
 Gradients = dict[str, Tensor]
+
+
+def by_parameter(of_couplings: Gradients, db: Tensor) -> Gradients:
+    """Gradients by the names of the network's parameters."""
+    return {"bias": db, **{f"couplings.{name}": g for name, g in of_couplings.items()}}
 
 
 def closed_form(equation: Callable) -> Callable:
@@ -40,8 +46,9 @@ def closed_form(equation: Callable) -> Callable:
                 [equation(network, *block) for block in blocks(network, state, target, sites)],
                 len(state),
             )
-        return loss, {"bias": db, **{f"couplings.{name}": g for name, g in of_couplings.items()}}
+        return loss, by_parameter(of_couplings, db)
 
+    rule.__signature__ = signature(rule, follow_wrapped=False)
     return rule
 
 
@@ -52,15 +59,18 @@ def _mean(parts: list[tuple], n: int) -> tuple[Tensor, Gradients, Tensor]:
 
 
 @closed_form
-def prediction_rule(network, s: Tensor, x: Tensor, sites: Tensor) -> tuple[Tensor, Gradients]:
+def prediction_rule(
+    network, s: Tensor, x: Tensor, sites: Tensor
+) -> tuple[Tensor, Gradients, Tensor]:
     """The field compared with the data; with g_i = U_i r_i (r_i itself at full rank)::
 
         L    = mean over examples of 1/2 sum_{i in sites} |r_i|^2 ,     r = h(s) - x
         z_ij = beta a_ij (g_i . k_ij - sum_j' a_ij' g_i . k_ij')     how attention answers
         dL/dk_ij = a_ij g_i + z_ij q_i ,     dL/dq_i = sum_j z_ij k_ij
 
-    At full rank that is dL/dJ_ij = [ a_ij r_i + beta a_ij (r_i . m_ij - r_i . sum_k a_ik m_ik) s_i
-    ] s_j^T, m_ij = J_ij s_j.
+    At full rank, with m_ij = J_ij s_j, that is::
+
+        dL/dJ_ij = [ a_ij r_i + beta a_ij (r_i . m_ij - r_i . sum_k a_ik m_ik) s_i ] s_j^T
 
     Args:
         network: an `AttractorNetwork`.
@@ -94,7 +104,7 @@ def prediction_rule(network, s: Tensor, x: Tensor, sites: Tensor) -> tuple[Tenso
 
 
 @closed_form
-def energy_rule(network, s: Tensor, x: Tensor, sites: Tensor) -> tuple[Tensor, Gradients]:
+def energy_rule(network, s: Tensor, x: Tensor, sites: Tensor) -> tuple[Tensor, Gradients, Tensor]:
     """The paper's loss read literally, each site's energy at its token x_i, the others at s::
 
         L = mean over examples of sum_{i in sites} e_i(x_i | s)
@@ -119,11 +129,11 @@ def energy_rule(network, s: Tensor, x: Tensor, sites: Tensor) -> tuple[Tensor, G
     c = network.couplings
     q, k = c.queries(x), c.keys(s)
     t = network.scores(q, k)
-    a = -network.weights(t) * sites[:, None, :, None]
-    o = einsum("mhij,mhijr->mhir", a, k)
+    c_ij = -network.weights(t) * sites[:, None, :, None]
+    o = einsum("mhij,mhijr->mhir", c_ij, k)
     loss = (network.energies(t, x) * sites).sum()
     return (
         loss,
-        c.gradient(s, of_queries=[(o, x)], of_keys=[(a, q)]),
+        c.gradient(s, of_queries=[(o, x)], of_keys=[(c_ij, q)]),
         -(x * sites[..., None]).sum(0),
     )

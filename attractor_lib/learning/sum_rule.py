@@ -8,7 +8,7 @@ hears, the conditional is one von Mises-Fisher distribution around it, exactly n
 
 With J_ij = J_ji^T these are the conditionals of one joint distribution, p proportional to
 exp(beta/2 sum_ij x_i . J_ij x_j), and their product is its pseudo-likelihood (Besag 1975). The
-network needs one head of full rank; its potential plays no part.
+network is one of ``pseudo_likelihood``, with one head of full rank; its attention plays no part.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attractor_lib.distributions.von_mises_fisher import log_normaliser_and_ratio
 from attractor_lib.learning.pseudo_likelihood import check_network
-from attractor_lib.learning.rules import Gradients
+from attractor_lib.learning.rules import Gradients, by_parameter
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.states import check_example
 
@@ -32,6 +32,7 @@ def sum_field(network: AttractorNetwork, state: Tensor) -> Tensor:
 @torch.no_grad()
 def sum_log_conditional(network: AttractorNetwork, state: Tensor, target: Tensor) -> Tensor:
     """log p(target_i | state_rest) for each site, (batch, N), a density on S^(d-1) in nats."""
+    check_example(network, state, network.check(target, "target"), None)
     h = network.beta * sum_field(network, state)
     return (target * h).sum(-1) - log_normaliser_and_ratio(h.norm(dim=-1), network.dim)[0]
 
@@ -77,7 +78,4 @@ def sum_rule(
     push = network.beta * (ratio[..., None] * h - target) * sites[..., None] / len(state)
     dJ = torch.einsum("mia,mjb->ijab", push, state) * network.hears[..., None, None]
     of_couplings = network.couplings.chain_rule(J=dJ[None])
-    return loss, {
-        "bias": push.sum(0),
-        **{f"couplings.{name}": g for name, g in of_couplings.items()},
-    }
+    return loss, by_parameter(of_couplings, push.sum(0))

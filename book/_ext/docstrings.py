@@ -1,11 +1,12 @@
 """Marks of docstrings that napoleon leaves: names in single backticks, chapters by their file
-names, bars and stars.
+names, bars and stars. **Bold** stays bold.
 """
 
 import re
 
 SPAN = re.compile(
-    r"(?P<same>``[^`]+``|:[\w:]+:`[^`]+`)|`(?P<name>[\w.]+)`|\b(?P<chapter>\d\d_[a-z_]+)\b"
+    r"(?P<same>``[^`]+``|:[\w:]+:`[^`]+`|(?<!\w)\*\*(?=\S)[^*`]+(?<=\S)\*\*(?!\w))"
+    r"|`(?P<name>[\w.]+)`|\b(?P<chapter>\d\d_[a-z_]+)\b"
     r"|(?P<mark>[|*_])"
 )
 

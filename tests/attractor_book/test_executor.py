@@ -68,7 +68,25 @@ def test_rerun_refuses_an_unknown_parameter_with_the_known_ones(monkeypatch):
         ((), "name a chapter, or --list, --all or --book"),
         (("01", "-o", "out.txt"), "output must be a notebook"),
         (("--book", ROOT / "book" / "_static"), "expected executed notebooks in"),
-        (("--all", "-p", "beta", 2), "--all runs every chapter with its default parameters"),
+        (("--all", "-p", "beta", 2), "--all cannot be given with -p"),
+        (("--book", "X", "04"), "--book cannot be given with a chapter"),
+        (("--list", "-p", "beta", 2), "--list cannot be given with -p"),
+        (("--list", "--all"), "--list cannot be given with --all"),
+        (("01", "-o", "a.ipynb", "--output-dir", "b"), "-o cannot be given with --output-dir"),
+        (("--book", ROOT), "the repository's own book"),
+        (
+            ("01", "-o", ROOT / "notebooks" / "results" / "new" / "out.ipynb"),
+            "output must not lie among the committed notebooks",
+        ),
+        (
+            (
+                "12",
+                "-p",
+                "results_file",
+                ROOT / "notebooks" / "results" / "12_ablations" / "a.json",
+            ),
+            "output must not lie among the committed notebooks",
+        ),
     ],
 )
 def test_rerun_refuses_bad_arguments(arguments, message, monkeypatch):
@@ -150,6 +168,46 @@ def test_an_interrupted_rerun_keeps_what_was_run(tmp_path):
     assert process.returncode and "the same command starts afresh" in errors
     kept = nbformat.read(tmp_path / "out-unfinished.ipynb", as_version=4)
     assert texts(code_cells(kept)[1]) == ["first\n"] and not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "book", "linked", ".."])
+def test_a_book_is_not_built_over_the_repositorys_own(tmp_path, folder):
+    root = tmp_path / "book"  # a clone of this name, so that its parent's book is the clone
+    (root / "book").mkdir(parents=True)
+    (root / "book" / "index.md").write_text("own")
+    for there in (root, root / "book", tmp_path):
+        (there / "notebooks").mkdir()
+    (root / "linked").symlink_to(root)
+    with pytest.raises(ValueError, match="the repository's own book"):
+        command.build_book(root / folder, root)
+    assert (root / "book" / "index.md").read_text() == "own"
+
+
+def test_an_error_of_a_cell_says_which_cell(tmp_path, monkeypatch):
+    expected = nbformat.v4.new_code_cell("1 / 0", metadata={"tags": ["raises-exception"]})
+    failing = nbformat.v4.new_code_cell("raise ValueError('no')")
+    later = nbformat.v4.new_code_cell("2", execution_count=9, outputs=[])
+    cells = [nbformat.v4.new_markdown_cell("text"), expected, failing, later]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "broken.ipynb")
+    said = refused(monkeypatch, tmp_path / "broken.ipynb", "-o", tmp_path / "out.ipynb")
+    assert said == "error: in cell 2: ValueError: no"
+
+
+def test_all_chapters_of_a_commit_are_found_before_one_is_executed(monkeypatch):
+    executed = []
+    monkeypatch.setattr(executor, "commit", executed.append)
+    monkeypatch.setattr(sys, "argv", ["attractor-book", "commit", "04", "99"])
+    with pytest.raises(SystemExit, match="got '99'"):
+        command.main()
+    assert not executed
+
+
+def test_compare_says_what_it_does_not_compare(capsys):
+    with pytest.raises(SystemExit):
+        command.make_parser().parse_args(["compare", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "row and column names" in said and "Not compared: times and where a run took" in said
+    assert "a plus-minus sign, standard deviations and errors, pictures" in said
 
 
 def test_a_commit_that_writes_to_stderr_is_refused_and_the_notebook_stays(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
+import docstrings
 import logo
 import matplotlib.image
 import pages
@@ -382,6 +383,12 @@ def test_the_library_page_has_every_public_name_in_the_order_of_the_readme(parse
             own = (getattr(value, "__module__", None), getattr(value, "__name__", None))
             if own == (module, name) and not name.startswith("_") and name != "main":
                 assert f"{module}.{name}" in ids, f"{module}.{name} has no docstring"
+
+
+def test_marks_of_docstrings():
+    shown = docstrings.inline("**fixed point** x**2 *a, `diagnose` in 11_failure_signatures")
+    chapter = ":doc:`/notebooks/11_failure_signatures`"
+    assert shown == r"**fixed point** x\*\*2 \*a, :py:obj:`diagnose` in " + chapter
 
 
 def test_equations_of_docstrings_keep_their_line_breaks(parsed):

@@ -100,7 +100,7 @@ def test_failed_points_are_reported_and_tried_again_finished_ones_are_not_and_al
     assert (
         done.returncode == 1
         and "error: failed: beta=5 seed=1." in done.stderr
-        and "FAILED, AssertionError: broken" in done.stdout
+        and "FAILED, in cell 3: AssertionError: broken" in done.stdout
     )
     assert (
         "4 of 4 points to do" in done.stdout and "[4 of 4]" in done.stdout and "left" in done.stdout
@@ -162,12 +162,44 @@ def swept(monkeypatch, *arguments):
             ["--grid", "beta", 1, "--output", ROOT / "notebooks"],
             "must not lie among the committed notebooks",
         ),
+        (
+            ["--grid", "beta", 1, "--output", ROOT / "notebooks" / "results" / "new"],
+            "must not lie among the committed notebooks",
+        ),
     ],
 )
 def test_everything_is_checked_before_any_work(toy, monkeypatch, more, message):
     with pytest.raises(SystemExit, match=message):
         swept(monkeypatch, *sweep_of(toy, *more)[3:])
     assert not (toy.parent / "runs").exists() and not (toy.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "chapter", ["4", "04", "04_masked", str(ROOT / "notebooks" / "04_masked_prediction.ipynb")]
+)
+def test_long_runs_are_those_of_a_chapter_that_is_named_in_any_way_and_stay_with_the_notebooks(
+    monkeypatch, chapter
+):
+    given = []
+    monkeypatch.setattr(sweep, "run_points", lambda points, jobs: given.extend(points))
+    swept(monkeypatch, "results", chapter, "--force", "--jobs", 1)
+    results = ROOT / "notebooks" / "results" / "04_masked_prediction"
+    assert given and {file.parent for _, file, _, _ in given} == {results}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--jobs", 0], "--jobs must be at least 1, got 0"),
+        (["--jobs", -2], "--jobs must be at least 1, got -2"),
+        (["1"], "long runs are those of .*, not of 01_local_energies"),
+        (["99"], "chapter must be the beginning of one of .*, got '99'"),
+    ],
+)
+def test_long_runs_refuse_what_there_is_none_of(monkeypatch, arguments, message):
+    monkeypatch.setattr(sweep, "run_points", None)
+    with pytest.raises(SystemExit, match=message):
+        swept(monkeypatch, "results", *arguments)
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_which_kernel_serves():
         assert serving(network, state) is batched
     assert serving(network, state) is cpu
     with (
-        pytest.raises(ValueError, match="kernels are cuda, cpu and batched, got numba"),
+        pytest.raises(ValueError, match="kernels are cuda and cpu and batched here, got numba"),
         kernels.only("numba"),
     ):
         pass
