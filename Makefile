@@ -14,7 +14,7 @@ ONE_THREAD = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 help:
 	@echo "make book       set up, then build the HTML book from the committed outputs"
 	@echo "make pdf        set up, then the whole book as one PDF; needs a Chromium (see the README)"
-	@echo "make check      set up, then format, lint and the quick unit tests: 3 minutes on 2 cores"
+	@echo "make check      set up, then format, lint and the quick unit tests: 2 minutes on 2 cores"
 	@echo "make test       set up, then make check, the slow tests, and the checks of every notebook"
 	@echo "make reproduce  set up, execute every chapter afresh (about a quarter of an hour on 2 cores), and build that book"
 	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
