@@ -1,0 +1,59 @@
+import pytest
+import torch
+from conftest import every_network, random_network, random_states
+
+from attractor_lib.jacobian import field_jacobian, update_jacobian
+from attractor_lib.states import Flat
+
+
+def free(network):
+    """The network without its check of norms: a derivative leaves the sphere."""
+    network.space = Flat()
+    return network
+
+
+def by_autograd(function, x):
+    one_by_one = (torch.autograd.functional.jacobian(function, s[None]) for s in x)
+    return torch.stack([j[0, :, :, 0] for j in one_by_one])
+
+
+@pytest.mark.parametrize("network", every_network())
+def test_field_jacobian_is_that_of_autograd(network):
+    x = random_states(3, network.n_sites, network.dim)
+    by_hand = field_jacobian(network, x)
+    torch.testing.assert_close(by_hand, by_autograd(free(network).field, x), rtol=1e-9, atol=1e-10)
+
+
+def test_update_jacobian_is_that_of_central_differences(network, x):
+    by_hand = update_jacobian(network, x[:2])
+    free(network)
+
+    def update(s):
+        return torch.nn.functional.normalize(network.field(s) + network.gamma * s, dim=-1)
+
+    step = 1e-5 * torch.eye(network.n_sites * network.dim, dtype=x.dtype)
+    for s, found in zip(x[:2], by_hand.flatten(1, 2).flatten(2)):
+        shifted = [update(s + sign * step.view(-1, *s.shape)) for sign in (1, -1)]
+        differences = ((shifted[0] - shifted[1]) / 2e-5).flatten(1).mT
+        torch.testing.assert_close(found, differences, rtol=1e-6, atol=1e-7)
+
+
+def test_a_turned_sign_or_a_dropped_term_is_seen(network, x):
+    right = field_jacobian(network, x)
+    J, a = network.couplings.dense(), network.attention(x)
+    without_attention = torch.einsum("mhij,hijab->miajb", a, J)
+    assert (right - without_attention).abs().max() > 0.1
+    assert (right - (2 * without_attention - right)).abs().max() > 0.1
+
+
+def test_the_update_stays_on_the_sphere(network, x):
+    D = update_jacobian(network, x)
+    along = torch.einsum("mia,miajb->mijb", network.update(x), D)
+    assert along.abs().max() < 1e-12
+
+
+def test_what_is_refused(x):
+    with pytest.raises(ValueError, match="on the sphere, got Flat"):
+        update_jacobian(free(random_network(None)), x)
+    with pytest.raises(ValueError, match="must have shape"):
+        field_jacobian(random_network(None), x[0])
