@@ -171,3 +171,19 @@ def test_refuses_couplings_that_memory_cannot_hold(monkeypatch):
 def test_refuses_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_states(n, N, D))
+
+
+def test_unit_tokens_in_the_span_are_fixed_points_and_the_linear_matrix_has_trace_zero():
+    xi = random_states(n, N, D)
+    J, c = pseudo_inverse_couplings(xi), random_states(4, n, seed=2)
+    for _ in range(40):  # Newton's method for |x_i| = 1
+        x = torch.einsum("km,mia->kia", c, xi)
+        gradients = 2 * torch.einsum("kia,mia->kim", x, xi)
+        off = x.square().sum(-1, keepdim=True) - 1
+        c = c - (torch.linalg.pinv(gradients) @ off)[..., 0]
+    assert off.abs().max() < 1e-12 and (x[:, None] * xi).sum(-1).mean(-1).max() < 0.95
+    torch.testing.assert_close(linear(J)(x), x, atol=1e-9, rtol=0)
+    K = J[0].transpose(1, 2).reshape(N * D, N * D) / (N - 1)
+    values = torch.linalg.eigvals(K).real.sort().values
+    torch.testing.assert_close(values[-n:], torch.ones(n).to(x), atol=1e-6, rtol=0)
+    assert values[:-n].mean().item() == pytest.approx(-n / (N * D - n), abs=1e-6)

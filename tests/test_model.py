@@ -399,3 +399,20 @@ def test_refuses_bad_arguments(arguments, message):
 def test_refuses_bad_states(network, x, method, spoil, message):
     with pytest.raises(ValueError, match=message):
         getattr(network, method)(spoil(x))
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.7, 20.0])
+@pytest.mark.parametrize("rank", [None, RANK])
+def test_the_own_energy_lies_below_its_tangent_and_a_lone_update_lowers_it(rank, beta):
+    network, x, y = random_network(rank, beta), random_states(50, N, D), random_states(50, N, D)
+    y = y.flip(0)
+    for i in range(N):  # site i alone moves
+        there, updated = x.clone(), x.clone()
+        there[:, i], updated[:, i] = y[:, i], network.update(x)[:, i]
+        g = (network.field(x) + network.gamma * x)[:, i]
+        before, after = (network.local_energies(s)[:, i] for s in (x, updated))
+        step = y[:, i] - x[:, i]
+        bound = before - (g * step).sum(-1) - network.gamma / 2 * step.square().sum(-1)
+        assert (network.local_energies(there)[:, i] <= bound + 1e-12).all()
+        least = (g.norm(dim=-1) + network.gamma) / 2 * (updated - x)[:, i].square().sum(-1)
+        assert (before - after >= least - 1e-12).all() and (least > 1e-3).any()
