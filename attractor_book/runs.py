@@ -3,6 +3,20 @@ each.
 """
 
 ABLATIONS = {"epochs": 2, "only": "", "n_test": 2000}
+ONE_CHANGE = (
+    "reference; bias; beta 0; beta 0.2; beta 5; beta 20; j i takes part; linear attention; "
+    "J symmetric; J by offset; J shared, positions; 2 full heads; 1 head of rank 16; "
+    "4 heads of rank 16; 16 heads of rank 16"
+)
+UNIFORM_HEADS = "16 heads, beta 0"
+LINEAR_MAPS = "linear map; linear map, own token"
+ABLATIONS_OF_SEEDS = {
+    **ABLATIONS,
+    "n_train": 20000,
+    "n_test": 5000,
+    "n_images": 200,
+    "n_steps": 200,
+}
 COST = {
     "attractors": "attractor 2x8; attractor 4x8; attractor 8x16; attractor 16x16",
     "shared": "shared 8x16; shared 8x32",
@@ -24,6 +38,8 @@ COST_NOISE = {
 }
 RUNS = [  # chapter, name of the run, parameters
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
+    ("06_transient_memories", "examples", {"scans": "examples"}),
+    ("06_transient_memories", "equal-loss-seed0", {"scans": "equal loss", "seeds": [0]}),
     *[
         (
             chapter,
@@ -47,30 +63,59 @@ RUNS = [  # chapter, name of the run, parameters
                 "only": {
                     0.25: "beta 20; linear attention; 16 heads of rank 16",
                     8.0: "beta 0; beta 0.2",
-                }.get(factor, ""),
+                }.get(factor, ONE_CHANGE),
             },
         )
         for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     ],
+    *[
+        (
+            "12_ablations",
+            f"uniform-heads-learning-rate-x{factor}",
+            {
+                **ABLATIONS,
+                "n_train": 10000,
+                "n_images": 100,
+                "lr_factor": factor,
+                "n_validation": 5000,
+                "train_on": "hidden; clean",
+                "only": UNIFORM_HEADS,
+            },
+        )
+        for factor in (0.5, 1.0, 2.0, 4.0, 8.0)
+    ],
     ("04_masked_prediction", "short-seed0", {"epochs": 4, "n_test": 10000}),
     ("05_denoising", "short-seed0", {"epochs": 3, "n_test": 10000}),
-    (
-        "12_ablations",
-        "long-seed0",
-        {
-            "n_train": 60000,
-            "epochs": 3,
-            "n_test": 5000,
-            "n_images": 200,
-            "only": "reference; beta 0",
-            "train_on": "hidden",
-        },
-    ),
+    *[
+        ("12_ablations", f"{name}-seed{seed}", {"seed": seed, **ABLATIONS_OF_SEEDS, "only": only})
+        for name, only in (("uniform-heads", UNIFORM_HEADS), ("linear", LINEAR_MAPS))
+        for seed in (0, 1, 2)
+    ],
+    *[
+        (
+            "12_ablations",
+            f"{name}-seed{seed}",
+            {
+                "seed": seed,
+                "n_train": 60000,
+                "epochs": 6,
+                "n_test": 10000,
+                "only": only,
+                "train_on": "hidden; noisy",
+            },
+        )
+        for name, only in (
+            ("long", f"reference; beta 0; 16 heads of rank 16; {UNIFORM_HEADS}"),
+            ("long-linear", LINEAR_MAPS),
+        )
+        for seed in (0, 1, 2)
+    ],
     (
         "07_exact_pseudo_likelihood",
         "learning-rates",
         {"prediction_rates": [0.02, 0.05, 0.1], "likelihood_rates": [0.5, 2.0, 8.0]},
     ),
+    ("07_exact_pseudo_likelihood", "three-seeds", {"seeds": [0, 1, 2]}),
     (
         "08_contrastive_divergence",
         "more-sweeps",
@@ -98,7 +143,49 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for factor in (0.33, 1.0, 3.0)
     ],
+    *[
+        (
+            "08_contrastive_divergence",
+            f"storage-{name}-seed{seed}",
+            {
+                **{"seed": seed, "n_images": 500, "own_steps": [1], "example_numbers": [0]},
+                **{"n_states": 2, "n_sweeps": 1, "storage_numbers": numbers},
+                **{"storage_rules": rules, "budgets": budgets},
+            },
+        )
+        for name, numbers, rules, budgets, seeds in (
+            (
+                "rules",
+                [10],
+                "noisy starts; pseudo-likelihood; prediction rule; Gibbs",
+                [200, 400, 800],
+                (0,),
+            ),
+            ("numbers", [20, 50, 100], "noisy starts", [200, 400, 800, 1600], (0,)),
+            ("300", [300], "noisy starts", [200, 400, 800], (0,)),
+            ("some", [20, 50], "noisy starts", [200, 400, 800], (1, 2)),
+        )
+        for seed in seeds
+    ],
+    *[
+        (
+            "10_basins",
+            f"storage-{name}-seed{seed}",
+            {
+                **{"seed": seed, "n_max": 10, "optimiser_steps": 1, "n_examples": 2},
+                **{"storage_numbers": numbers, "budgets": budgets},
+            },
+        )
+        for name, numbers, budgets, seeds in (
+            ("few", [10, 20, 50], [600, 1200, 2400], (0,)),
+            ("100", [100], [600, 1200, 2400, 4800, 9600], (0,)),
+            ("300", [300], [600, 1200, 2400, 4800, 9600], (0,)),
+            ("some", [20, 50, 100], [600, 1200, 2400], (1,)),
+        )
+        for seed in seeds
+    ],
     ("09_synthetic_patterns", "five-seeds", {"seeds": [0, 1, 2, 3, 4]}),
+    ("15_linear_predictor", "five-draws", {"draws": 5}),
     ("11_failure_signatures", "three-seeds", {"seeds": [0, 1, 2]}),
     *[
         (
@@ -187,6 +274,14 @@ RUNS = [  # chapter, name of the run, parameters
         },
     ),
     *[
+        (
+            "16_why_transient",
+            f"seed{seed}",
+            {"seed": seed, "measure": "all", "n_steps": 200, "n_spectra": 12},
+        )
+        for seed in (0, 1, 2)
+    ],
+    *[
         (chapter, f"seed{seed}", {"seed": seed, **parameters})
         for chapter, parameters in [
             ("04_masked_prediction", {"epochs": 15, "n_test": 10000}),
@@ -196,10 +291,7 @@ RUNS = [  # chapter, name of the run, parameters
                 {"example_numbers": [10, 100, 1000], "n_states": 200, "n_sweeps": 200},
             ),
             ("10_basins", {"n_max": 60000, "every": 1}),
-            (
-                "12_ablations",
-                {**ABLATIONS, "n_train": 20000, "n_test": 5000, "n_images": 200, "n_steps": 200},
-            ),
+            ("12_ablations", {**ABLATIONS_OF_SEEDS, "only": ONE_CHANGE}),
             (
                 "13_memories_that_stay",
                 {
