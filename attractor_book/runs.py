@@ -39,7 +39,10 @@ COST_NOISE = {
 RUNS = [  # chapter, name of the run, parameters
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),
-    ("06_transient_memories", "equal-loss-seed0", {"scans": "equal loss", "seeds": [0]}),
+    *[
+        ("06_transient_memories", f"equal-loss-seed{n}", {"scans": "equal loss", "seeds": [n]})
+        for n in (0, 1, 2)
+    ],
     *[
         (
             chapter,
@@ -271,6 +274,20 @@ RUNS = [  # chapter, name of the run, parameters
             "n_test": 10000,
             "max_stages": 1,
             "only": "attractor 4x8; attractor 8x16; transformer block 32; transformer block 64",
+        },
+    ),
+    (
+        "17_mean_field",
+        "large-networks",
+        {
+            "sizes": [250, 1000, 4000],
+            "n_steps": 40,
+            "networks": 6,
+            "n_samples": 10000,
+            "capacity_dims": [2, 4, 8, 16],
+            "capacity_sizes": [500, 2000],
+            "capacity_steps": 300,
+            "softmax_sizes": [250, 500, 1000],
         },
     ),
     *[

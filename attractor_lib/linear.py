@@ -11,8 +11,8 @@ S = E[z z^T], B = E[z x^T], solved without the site's own token or with it.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, einsum
@@ -47,6 +47,19 @@ class LinearPredictor:
     def update(self, s: Tensor) -> Tensor:
         """P[h(s)] (batch, N, d); a site without any field stays where it is."""
         return project(self.field(s), otherwise=s)
+
+    def sweep(self, s: Tensor) -> Tensor:
+        """P[h_i] site after site, each at the newest tokens of the others: (batch, N, d)."""
+        z, d = s - self.origin.to(s), s.shape[-1]
+        matrix, bias, origin = (
+            part.to(s).flatten(0, 1) for part in (self.matrix.flatten(2), self.bias, self.origin)
+        )
+        z = z.flatten(1)
+        for i in range(0, len(bias), d):
+            here = slice(i, i + d)
+            token = project(bias[here] + z @ matrix[here].mT, otherwise=z[:, here] + origin[here])
+            z[:, here] = token - origin[here]
+        return (z + origin).view_as(s)
 
     __call__ = update
 
@@ -164,17 +177,81 @@ def sampled_moments(
     )
 
 
-def hidden_moments(
-    tokens: Tensor, fill: Tensor, n_hidden: int, least: int | None = None, block: int = 2000
-) -> Moments:
-    """Moments of examples of which k tokens are hidden behind `fill`, averaged over all choices.
+def clean_moments(tokens: Tensor, origin: Tensor, block: int = 2000) -> Moments:
+    """Moments of clean examples, each token from the others: what all others here derive from.
+
+    One pass over the examples, E[z z^T] and E[x^2]; the cross moments are E[z x^T] =
+    E[z z^T] + E[z] origin^T.
+
+    Args:
+        tokens: clean examples (n, N, d), N >= 3.
+        origin: (N, d), what is taken off; `with_hidden` takes it for the token that stands in.
+
+    Raises:
+        ValueError: for no tokens, or tokens of another shape than origin.
+    """
+    N, d = origin.shape
+    if tokens.shape[1:] != origin.shape or len(tokens) == 0 or N < 3:
+        raise ValueError(
+            f"tokens must be (n >= 1, {N}, {d}) as fill is, of 3 sites at least, "
+            f"got {tuple(tokens.shape)}"
+        )
+    second, origin = torch.zeros(N * d + 1, N * d + 1, dtype=torch.float64), origin.double().cpu()
+    for x in tokens.split(block):
+        z = _augmented(x.double().cpu() - origin)
+        second += z.mT @ z
+    second /= len(tokens)
+    mean = second[:-1, -1]
+    cross = second[:, :-1] + second[:, -1:] * origin.flatten()
+    square = second.diagonal()[:-1] + (2 * mean + origin.flatten()) * origin.flatten()
+    return Moments(second, cross.unflatten(1, (N, d)), square.view(N, d), origin, False)
+
+
+def with_hidden(clean: Moments, n_hidden: int, least: int | None = None) -> Moments:
+    """Moments of the same examples with k tokens hidden behind `clean.origin`, over all choices.
 
     Given that site i is hidden another one is visible with the chance p1, two others with p2::
 
         p1 = (N - k) / (N - 1) ,     p2 = p1 (N - k - 1) / (N - 2)
-        E[z_j z_l^T] = p2 C_jl ,  p1 C_jj for j = l ,     C = E[(x - fill)(x - fill)^T]
+        E[z_j z_l^T] = p2 C_jl ,  p1 C_jj for j = l ,     C = E[(x - origin)(x - origin)^T]
 
-    Exact, without drawing any: the masks are independent of the examples.
+    Exact, without drawing any: the masks are independent of the examples. At k = 1 they are the
+    clean moments themselves.
+
+    Args:
+        clean: `clean_moments` of the examples, from the token that stands in.
+        n_hidden: k, from 1 to N.
+        least: if given, k is drawn uniformly from least ... n_hidden, as `HideTokens` does.
+
+    Raises:
+        ValueError: for numbers out of range, or moments of sites that see themselves.
+    """
+    if clean.sees_itself:
+        raise ValueError("clean must be moments of others alone: a hidden token has no own")
+    N, d = clean.square.shape
+    least = n_hidden if least is None else least
+    if not 1 <= least <= n_hidden <= N:
+        raise ValueError(
+            f"expected 1 <= least <= n_hidden <= {N}, got least={least}, n_hidden={n_hidden}"
+        )
+    ks = torch.arange(least, n_hidden + 1, dtype=torch.float64)
+    weight = ks / ks.sum()  # a site is hidden in proportion to k
+    p1 = (weight * (N - ks) / (N - 1)).sum().item()
+    p2 = (weight * (N - ks) * (N - ks - 1) / ((N - 1) * (N - 2))).sum().item()
+    share = torch.full_like(clean.second, p2)
+    for i in range(N):
+        share[i * d : (i + 1) * d, i * d : (i + 1) * d] = p1
+    share[-1], share[:, -1], share[-1, -1] = p1, p1, 1
+    cross = clean.cross * share[:, -1, None, None]
+    return replace(clean, second=clean.second * share, cross=cross)
+
+
+def hidden_moments(
+    tokens: Tensor, fill: Tensor, n_hidden: int, least: int | None = None, block: int = 2000
+) -> Moments:
+    """`with_hidden` of `clean_moments`: examples of which k tokens are hidden behind `fill`.
+
+    For several k of the same examples take the clean moments once.
 
     Args:
         tokens: clean examples (n, N, d), N >= 3.
@@ -185,36 +262,145 @@ def hidden_moments(
     Raises:
         ValueError: for numbers out of range, or tokens of another shape than fill.
     """
-    N, d = fill.shape
-    if tokens.shape[1:] != fill.shape or len(tokens) == 0 or N < 3:
-        raise ValueError(
-            f"tokens must be (n >= 1, {N}, {d}) as fill is, of 3 sites at least, "
-            f"got {tuple(tokens.shape)}"
-        )
-    least = n_hidden if least is None else least
-    if not 1 <= least <= n_hidden <= N:
-        raise ValueError(
-            f"expected 1 <= least <= n_hidden <= {N}, got least={least}, n_hidden={n_hidden}"
-        )
-    ks = torch.arange(least, n_hidden + 1, dtype=torch.float64)
-    weight = ks / ks.sum()  # a site is hidden in proportion to k
-    p1 = (weight * (N - ks) / (N - 1)).sum().item()
-    p2 = (weight * (N - ks) * (N - ks - 1) / ((N - 1) * (N - 2))).sum().item()
-    everything = sampled_moments(
-        tokens - fill,
-        lambda z, _: (z, torch.ones(z.shape[:2], dtype=torch.bool)),
-        None,
-        1,
-        False,
-        block,
-    )
-    C, origin = everything.second, fill.double().cpu()
-    share = torch.full_like(C, p2)
+    return with_hidden(clean_moments(tokens, fill, block), n_hidden, least)
+
+
+def best_self_term(field: Tensor, state: Tensor, target: Tensor) -> float:
+    """The gamma with which h + gamma s, divided by 1 + gamma, is nearest to the target::
+
+        gamma = (v - c) / (s - c) ,   v = E|h - x|^2 ,  s = E|s - x|^2 ,  c = E (h - x).(s - x)
+
+    For a Gaussian with conditional variance v and independent noise, c = 0, it is the posterior
+    mean of x given both, v / sigma^2 (15_linear_predictor).
+
+    Args:
+        field, state, target: h, s, x (batch, N, d).
+
+    Returns:
+        At least 0; inf where the state is the better guess alone.
+    """
+    h, s = field - target, state - target
+    v, noise, c = h.square().mean(), s.square().mean(), (h * s).mean()
+    if noise <= c:
+        return math.inf
+    return max(0.0, ((v - c) / (noise - c)).item())
+
+
+def learning_curve(clean: Moments, numbers: Sequence[int], ridge: float) -> tuple[Tensor, Tensor]:
+    """Errors to expect of the regression on n examples, from the moments of very many.
+
+    For each site, with the covariance C of its D inputs, the best map w and its error v (taken as
+    noise), on the n - 1 examples that the free constant leaves, ridge added to the mean squared
+    error::
+
+        n = tr C (C + kappa)^-1 + n ridge / kappa
+        test  = (kappa^2 w^T C (C + kappa)^-2 w + v) / (1 - g) ,   g = tr C^2 (C + kappa)^-2 / n
+        train = (ridge / kappa)^2 test
+
+    Exact for Gaussian inputs as n and D grow together (15_linear_predictor has the derivation).
+    Without ridge and for n > D it is v / (1 - D/n) on test and v (1 - D/n) on train examples.
+
+    Args:
+        clean: moments of very many examples.
+        numbers: the n, each at least 2.
+        ridge: > 0; a small one stands for none.
+
+    Returns:
+        Train and test: E (h_i - x_i)^2 for each component, (len(numbers), N, d), before P.
+
+    Raises:
+        ValueError: for n below 2, or a ridge that is not positive.
+    """
+    if not (math.isfinite(ridge) and ridge > 0) or min(numbers) < 2:
+        raise ValueError(f"expected a ridge > 0 and n >= 2, got {ridge} and {list(numbers)}")
+    N, d = clean.square.shape
+    mean, centre = clean.second[:-1, -1], clean.cross[-1]
+    train, test = (torch.zeros(len(numbers), N, d, dtype=torch.float64) for _ in range(2))
     for i in range(N):
-        share[i * d : (i + 1) * d, i * d : (i + 1) * d] = p1
-    share[-1], share[:, -1], share[-1, -1] = p1, p1, 1
-    # E[z x^T] = E[z (x - fill)^T] + E[z] fill^T
-    mean = C[:, -1]
-    cross = (everything.cross + mean[:, None, None] * origin) * share[:, -1, None, None]
-    square = everything.square + 2 * mean[:-1].view(N, d) * origin + origin.square()
-    return Moments(C * share, cross, square, origin, False)
+        used = clean._inputs(i)[:-1]
+        C = clean.second[used][:, used] - torch.outer(mean[used], mean[used])
+        spectrum, vectors = torch.linalg.eigh(C)
+        spectrum = spectrum.clamp_min(0)
+        along = vectors.mT @ (clean.cross[used, i] - torch.outer(mean[used], centre[i]))
+        kept = spectrum > 1e-10 * spectrum[-1]
+        w2 = torch.where(kept[:, None], along / spectrum.clamp_min(1e-300)[:, None], 0).square()
+        total = clean.square[i] - centre[i].square()
+        v = total - (spectrum[:, None] * w2).sum(0)
+        for row, n in enumerate(numbers):
+            kappa = _effective_ridge(spectrum, n - 1, ridge)
+            part = spectrum / (spectrum + kappa)
+            missed = kappa**2 * ((part / (spectrum + kappa))[:, None] * w2).sum(0)
+            test[row, i] = (missed + v) / (1 - part.square().sum() / (n - 1))
+            train[row, i] = (ridge / kappa) ** 2 * test[row, i]
+    return train, test
+
+
+def _effective_ridge(spectrum: Tensor, n: int, ridge: float) -> float:
+    """The kappa of n = sum_a c_a / (c_a + kappa) + n ridge / kappa, by bisection."""
+    low, high = math.log(ridge), math.log(ridge + spectrum.sum().item() / n)
+    for _ in range(60):
+        kappa = math.exp((low + high) / 2)
+        if (spectrum / (spectrum + kappa)).sum().item() + n * ridge / kappa > n:
+            low = math.log(kappa)
+        else:
+            high = math.log(kappa)
+    return kappa
+
+
+def step_matrix(predictor: LinearPredictor, one_by_one: bool = False) -> Tensor:
+    """One update without P as a matrix on (z, 1): (N d + 1, N d + 1), z = s - origin.
+
+    Args:
+        one_by_one: the sites are updated in turn, each at the newest values of the others (the
+            iteration of Gauss and Seidel); all at once if not (that of Jacobi).
+    """
+    n, d = predictor.bias.numel(), predictor.bias.shape[1]
+    step = torch.eye(n + 1, dtype=torch.float64)
+    bias = (predictor.bias - predictor.origin).reshape(n, 1)
+    rows = torch.cat([predictor.matrix.reshape(n, n), bias], 1).double()
+    if not one_by_one:
+        step[:-1] = rows
+        return step
+    for i in range(0, n, d):
+        step[i : i + d] = rows[i : i + d] @ step
+    return step
+
+
+def overlap_in_time(moments: Moments, step: Tensor, n_steps: int) -> Tensor:
+    """1 - E|x(t) - x(0)|^2 / 2N at t = 0 ... n_steps of a linear update from the examples::
+
+        m(t) = 1 - tr[ (G^t - 1) E[z z^T] (G^t - 1)^T ] / 2N
+
+    For states on the sphere it would be their overlap with the start. Exact, without any run.
+
+    Args:
+        moments: of the examples, from the origin of the predictor that step is made of.
+        step: G of `step_matrix`.
+
+    Raises:
+        ValueError: for a step of another size than the moments.
+    """
+    if step.shape != moments.second.shape:
+        raise ValueError(
+            f"step must be {tuple(moments.second.shape)} as the moments are, "
+            f"got {tuple(step.shape)}"
+        )
+    one = torch.eye(len(step), dtype=torch.float64)
+    power, m = one, []
+    for _ in range(n_steps + 1):
+        moved = power - one
+        lost = ((moved @ moments.second) * moved)[:-1].sum()
+        m.append(1 - lost / (2 * len(moments.square)))
+        power = step @ power
+    return torch.stack(m)
+
+
+def precision(clean: Moments, ridge: float = 0.0) -> Tensor:
+    """The inverse (C + ridge)^-1 of the covariance of the examples: (N d, N d).
+
+    With D its diagonal blocks, the regression of each site on all others, with that ridge, is
+    1 - D^-1 times it: updating all sites at once is the block Jacobi iteration of a Gaussian.
+    """
+    mean = clean.second[:-1, -1]
+    C = clean.second[:-1, :-1] - torch.outer(mean, mean)
+    return torch.linalg.inv(C + ridge * torch.eye(len(C), dtype=torch.float64))

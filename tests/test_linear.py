@@ -5,7 +5,18 @@ import torch
 from conftest import random_states
 
 from attractor_lib.corruption import HideTokens, no_corruption
-from attractor_lib.linear import hidden_moments, sampled_moments
+from attractor_lib.linear import (
+    Moments,
+    best_self_term,
+    clean_moments,
+    hidden_moments,
+    learning_curve,
+    overlap_in_time,
+    precision,
+    sampled_moments,
+    step_matrix,
+    with_hidden,
+)
 from attractor_lib.states import project
 
 N, D = 5, 3
@@ -127,3 +138,124 @@ def test_what_is_refused():
         hidden_moments(x, fill, 1).solve(-1)
     with pytest.raises(ValueError, match=r"s must be \(batch, 5, 3\)"):
         hidden_moments(x, fill, 1).solve().field(x[:, :4])
+
+
+def test_all_numbers_of_hidden_tokens_come_from_the_clean_moments():
+    x, fill = examples(), random_states(1, N, D, seed=7)[0]
+    clean, sampled = clean_moments(x, fill), sampled_moments(x, no_corruption, None, 1, False)
+    for ridge in (0.0, 0.1):
+        predictor = clean.solve(ridge)
+        torch.testing.assert_close(predictor.field(x), sampled.solve(ridge).field(x))
+        torch.testing.assert_close(clean.error(predictor), sampled.error(predictor))
+    for name in ("second", "cross", "square"):
+        torch.testing.assert_close(getattr(with_hidden(clean, 1), name), getattr(clean, name))
+    with pytest.raises(ValueError, match="others alone"):
+        with_hidden(sampled_moments(x, no_corruption, None), 1)
+
+
+def gaussian(sites, d, seed=0):
+    """Mean and covariance with eigenvalues over two decades, and the moments of the two."""
+    generator, n = torch.Generator().manual_seed(seed), sites * d
+    turn = torch.linalg.qr(torch.randn(n, n, generator=generator)).Q
+    C = turn @ torch.logspace(-2, 0, n).diag() @ turn.mT
+    mean = torch.randn(n, generator=generator)
+    second = torch.zeros(n + 1, n + 1)
+    second[:-1, :-1], second[-1, :-1], second[:-1, -1] = C + mean.outer(mean), mean, mean
+    second[-1, -1] = 1
+    square = second.diagonal()[:-1].view(sites, d)
+    cross = second[:, :-1].unflatten(1, (sites, d))
+    return mean, C, Moments(second, cross, square, torch.zeros(sites, d), False)
+
+
+def drawn(mean, C, n, sites, seed):
+    noise = torch.randn(n, len(mean), generator=torch.Generator().manual_seed(seed))
+    return (mean + noise @ torch.linalg.cholesky(C).mT).view(n, sites, -1)
+
+
+@pytest.mark.parametrize("n, ridge", [(15, 1e-6), (30, 0.02), (41, 0.02), (60, 0.1), (160, 1e-6)])
+def test_learning_curve_equals_the_mean_of_many_regressions(n, ridge):
+    sites, d = 3, 20  # 40 inputs a site
+    mean, C, everything = gaussian(sites, d)
+    train, test = (errors[0].mean() for errors in learning_curve(everything, [n], ridge))
+    found = []
+    for seed in range(60):
+        moments = clean_moments(drawn(mean, C, n, sites, seed), torch.zeros(sites, d))
+        predictor = moments.solve(ridge)
+        found.append((moments.error(predictor).mean(), everything.error(predictor).mean()))
+    on_train, on_test = torch.tensor(found).mean(0)
+    # the constant costs one more part in n; corrections to the theory are of the order 1/n too
+    torch.testing.assert_close(on_test, test * (1 + 1 / n), rtol=0.06, atol=0)
+    torch.testing.assert_close(on_train, train, rtol=0.06, atol=1e-6)
+
+
+def test_learning_curve_without_ridge_is_the_classical_one():
+    _, _, everything = gaussian(3, 20)
+    v = everything.error(everything.solve())
+    train, test = learning_curve(everything, [81, 401], 1e-12)
+    for row, n in enumerate((80, 400)):
+        torch.testing.assert_close(test[row], v / (1 - 40 / n), rtol=1e-6, atol=0)
+        torch.testing.assert_close(train[row], v * (1 - 40 / n), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="a ridge > 0"):
+        learning_curve(everything, [10], 0.0)
+    with pytest.raises(ValueError, match="n >= 2"):
+        learning_curve(everything, [1, 10], 0.1)
+
+
+def test_the_best_self_term_minimises_the_error_of_the_mixture():
+    x, generator = examples(200), torch.Generator().manual_seed(0)
+    s = x + 0.3 * torch.randn(x.shape, generator=generator) - 0.1 * x
+    h = 0.8 * x + 0.2 * s + 0.2 * torch.randn(x.shape, generator=generator)
+
+    def error(gamma):
+        return ((h + gamma * s) / (1 + gamma) - x).square().mean()
+
+    best = best_self_term(h, s, x)
+    assert 0.01 < best < 10
+    assert all(error(best) < error(best * factor) for factor in (0.9, 0.99, 1.01, 1.1))
+    assert best_self_term(x, s, x) == 0 and best_self_term(h, x, x) == float("inf")
+
+
+def test_the_best_self_term_of_a_gaussian_is_the_posterior_mean():
+    generator, v, sigma = torch.Generator().manual_seed(0), 0.3, 0.5
+    h, e, f = (torch.randn(40000, N, D, generator=generator) for _ in range(3))
+    x = h + v**0.5 * e
+    assert best_self_term(h, x + sigma * f, x) == pytest.approx(v / sigma**2, rel=0.02)
+
+
+def one_by_one(predictor, x):
+    x = x.clone()
+    for i in range(N):
+        x[:, i] = predictor.field(x)[:, i]
+    return x
+
+
+def test_a_sweep_updates_each_site_at_the_newest_tokens():
+    x, fill = examples(), random_states(1, N, D, seed=7)[0]
+    predictor, before = clean_moments(x, fill).solve(0.1), x.clone()
+    expected = x.clone()
+    for i in range(N):
+        expected[:, i] = predictor.update(expected)[:, i]
+    torch.testing.assert_close(predictor.sweep(x), expected)
+    assert torch.equal(x, before) and (predictor.sweep(x) - predictor.update(x)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_overlap_in_time_is_that_of_the_runs(sequential):
+    x, fill = examples(), random_states(1, N, D, seed=7)[0]
+    moments = clean_moments(x, fill)
+    predictor = with_hidden(moments, 2).solve(0.01)
+    m = overlap_in_time(moments, step_matrix(predictor, sequential), 6)
+    state = x
+    for t in range(7):
+        torch.testing.assert_close(m[t], 1 - (state - x).square().sum() / (2 * N * len(x)))
+        state = one_by_one(predictor, state) if sequential else predictor.field(state)
+    assert m[1] - m[6] > 0.01
+    with pytest.raises(ValueError, match="as the moments are"):
+        overlap_in_time(moments, torch.eye(3), 2)
+
+
+def test_regression_on_the_others_is_one_minus_the_precision_over_its_blocks():
+    moments, ridge = clean_moments(examples(), torch.zeros(N, D)), 0.01
+    omega, A = precision(moments, ridge), moments.solve(ridge).matrix.reshape(N * D, N * D)
+    blocks = torch.block_diag(*(omega[i : i + D, i : i + D] for i in range(0, N * D, D)))
+    torch.testing.assert_close(A, torch.eye(N * D) - torch.linalg.solve(blocks, omega))
