@@ -60,8 +60,9 @@ Last words.
 def book(browser, tmp_path_factory):
     """The printed book's reader, and the text of each page."""
     folder = tmp_path_factory.mktemp("book")
-    for name in ("references.bib", "references.md", "_static/book.css"):
+    for name in ("references.bib", "_static/book.css"):
         shutil.copy(ROOT / "book" / name, folder)
+    (folder / "references.md").write_text("# References\n\n```{bibliography}\n```\n")
     (folder / "_config.yml").write_text(CONFIG)
     (folder / "_toc.yml").write_text(
         "format: jb-book\nroot: index\nparts:\n  - caption: Part\n"
