@@ -193,7 +193,7 @@ def clean_moments(tokens: Tensor, origin: Tensor, block: int = 2000) -> Moments:
     N, d = origin.shape
     if tokens.shape[1:] != origin.shape or len(tokens) == 0 or N < 3:
         raise ValueError(
-            f"tokens must be (n >= 1, {N}, {d}) as fill is, of 3 sites at least, "
+            f"tokens must be (n >= 1, {N}, {d}) as origin, or as fill is, of 3 sites at least, "
             f"got {tuple(tokens.shape)}"
         )
     second, origin = torch.zeros(N * d + 1, N * d + 1, dtype=torch.float64), origin.double().cpu()
