@@ -24,6 +24,14 @@ def check_norms(x: Tensor, name: str) -> Tensor:
     return x
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether no number of x is NaN or infinite.
+
+    A finite sum has finite terms only. An infinite one may have, too: then each is looked at.
+    """
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
 @dataclass(frozen=True)
 class Sphere:
     """Where the tokens live: on the unit sphere, |x_i| = 1."""
@@ -44,7 +52,7 @@ class Flat:
     unit = False
 
     def check(self, x: Tensor, name: str) -> Tensor:
-        if not x.isfinite().all():
+        if not is_finite(x):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
         return x
 
@@ -82,7 +90,7 @@ def check_example(network, state: Tensor, target: Tensor, sites: Tensor | None) 
             f"target must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, "
             f"got {target.dtype} of shape {tuple(target.shape)} on {target.device}"
         )
-    if target is not state and not target.isfinite().all():
+    if target is not state and not is_finite(target):
         raise ValueError("target must be finite, got NaN or infinity")
     if sites is None:
         sites = torch.ones(state.shape[1], dtype=torch.bool, device=state.device)

@@ -36,7 +36,7 @@ history = train(network, prediction_rule, tokens, hide, config, report=None)
 assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 trajectory = run(network.update, tokens[:8], n_steps=20)
 assert overlap(trajectory.states, tokens[:8]).shape == (21, 8)
-needs_more = {"attractor_lib.kernels.cpu"}
+needs_more = {"attractor_lib.kernels.cpu", "attractor_lib.kernels.lanes"}
 for module in pkgutil.walk_packages(attractor_lib.__path__, "attractor_lib."):
     if module.name not in needs_more and not module.name.endswith("__main__"):
         importlib.import_module(module.name)

@@ -1,38 +1,32 @@
-"""The update and the prediction rule of full-rank heads near a CPU's limit.
+"""The field and the prediction rule near a CPU's limit: softmax attention, full or low rank.
 
-**What sets the pace.** With keys k_ij = J_ij s_j, residual r_i = h_i(s) - x_i and attention a_ij,
-the rule needs two matrix products of 2 batch N^2 d^2 operations a head: the keys, and the sum over
-examples of dL/dk_ij s_j^T. What lies between them,
+**What sets the pace.** The rule is a few large matrix products, and between them ::
 
-::
-
-    a_ij = softmax over the j that i hears of beta s_i . k_ij
+    a_ij = softmax over the j that i hears of beta q_i . k_ij
     o_i  = sum_j a_ij k_ij
-    r_i  = sum_h o_i + b_i - x_i
-    z_ij = beta a_ij (r_i . k_ij - r_i . o_i)
-    dL/dk_ij = a_ij r_i + z_ij s_i
+    r_i  = read-out of o_i + b_i - x_i ,     g_i = query of r_i
+    z_ij = beta a_ij (g_i . k_ij - g_i . o_i)
+    dL/dk_ij = a_ij g_i + z_ij q_i ,     dL/dq_i = sum_j z_ij k_ij
 
-is of order batch N^2 d only, but it reads and writes the keys, (batch, heads, N, N, d) numbers,
-again and again. In operations on whole tensors most of the time goes there, into memory traffic.
-Here the keys never leave the processor's cache:
+That is fewer operations, but they read and write keys and scores again and again: as operations on
+whole tensors they take most of the time. Here examples lie side by side, last, so that every line
+is one of vectors of examples (`kernels.lanes`) and no sum runs across a vector; and few examples at
+a time go through all lines, while their keys are in the processor's cache.
 
-1. Examples lie side by side. Tokens are laid out as (block, N, d, m), the m examples of a block
-   last. So the keys that one site j shows come out of a matrix product as (d, m), and every line
-   above is a loop over m of the same operation: a vector instruction for many examples, no sum
-   across a vector.
-2. Each site minds its own business. The energy e_i needs only J_i and the tokens. So a thread takes
-   a site i and a block, multiplies J_ij s_j, goes through the equations, overwrites the keys by
-   dL/dk_ij, and adds the second product to dL/dJ_ij. No other thread reads what it writes, and the
-   keys of one site and one block, (heads, N, d, m), stay in its cache.
+*Full rank*: k_ij = J_ij s_j, one for each pair. The energy e_i needs only J_i and the tokens. So a
+thread takes a site i and a block of examples, makes the keys of the site, goes through the
+equations, overwrites the keys by dL/dk_ij, and adds dL/dk_ij s_j^T to dL/dJ_ij.
 
-So working memory does not grow with the batch: it is the keys of one site and block for each
-thread, and the tokens of `EXAMPLES` examples. The loops are compiled by numba, on the first call
-(about 20 s) and for all later sessions; the products are BLAS. Low-rank heads stay with
-``batched``: their keys, (batch, heads, N, r), are small, and the same treatment gained 5 to 20% at
-16 heads of rank 16.
+*Low rank*: q_i = U_i s_i, k_j = V_j s_j, the same for all i. A thread takes one vector of examples,
+makes queries and keys of all sites and heads, and leaves o, dL/dq, dL/dk and r. Then a thread takes
+a site and sums dL/dU_i = o_i r_i^T + dL/dq_i s_i^T and dL/dV_i = dL/dk_i s_i^T over examples.
+Scores are made for `ROWS` sites i at a time, and once more for the response, as in flash attention:
+memory grows with N, not with N^2.
+
+Two threads never add to the same number, so results do not depend on how many threads there are.
+Memory does not grow with the batch beyond `EXAMPLES`.
 """
 
-import math
 import sys
 import threading
 from contextlib import contextmanager
@@ -40,274 +34,315 @@ from functools import cache
 
 import numba
 import numpy as np
-import scipy.linalg  # noqa: F401  its BLAS is the one that numba calls: it is loaded before `_blas` looks for it
 import torch
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import prange
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from attractor_lib.kernels.lanes import (
+    compiled,
+    everywhere,
+    exp,
+    gemm,
+    kernel,
+    load,
+    maximum,
+    n_lanes,
+    product,
+    store,
+)
 from attractor_lib.states import builds_graph
 
-
-def _compiled(**options):
-    # No flag that assumes finite numbers: an overflow must come out as one.
-    options |= {
-        "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"},
-        "nogil": True,
-        "error_model": "numpy",
-    }
-
-    def decorate(function):
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:  # there is nowhere to store it: compiled in each session
-            return njit(**options)(function)
-
-    return decorate
-
-
 COMPUTES = "field", "prediction_rule"
-kernel, parallel = _compiled(), _compiled(parallel=True)
-LANES = (
-    32  # the number of examples side by side is a multiple of this: whole vectors, no remainders
-)
-CACHE = 2**18  # numbers of one thread's keys that stay in its cache
-EXAMPLES = 1024  # examples that are laid out at a time, at most
+FEWEST = 16  # examples; of fewer, the batched products are as fast
+EXAMPLES = 1024  # that are laid out at a time, at most
+CACHE = 2**18  # numbers of one thread's keys at full rank, or of all that low rank leaves in o
+VECTORS = 5  # of examples in a block, at most, at full rank
+ROWS = 16  # sites whose scores are held at a time, at low rank
 
 
 def serves(network, x: Tensor) -> bool:
-    """Full rank and softmax, on a CPU, in single or double precision, no graph to build."""
+    """Softmax, on a CPU, in single or double precision, not few examples, no graph to build."""
     return (
-        network.couplings.pairwise
-        and network.phi.fused
+        network.phi.fused
+        and len(x) >= FEWEST
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not builds_graph(network, x)
     )
 
 
-# The equations for one site i and one head, examples side by side: q, g, o (d, m), k (N, d, m), a,
-# z (N, m); heard (N,), the sites j that i hears. The keys of the others are zero.
+def parallel(function):
+    return compiled(function, parallel=True)
 
-# exp(x) = 2^n 2^f with a whole n and |f| <= 1/2; 2^f by the polynomial through its Chebyshev
-# points, error 2e-8 (float32 has 6e-8).
-_P0, _P1, _P2, _P3, _P4, _P5, _P6 = (
-    np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5])
-    .convert(kind=np.polynomial.Polynomial)
-    .coef.astype(np.float32)
-)
-_LOG2E, _HALF = np.float32(math.log2(math.e)), np.float32(0.5)
+
+# Attention of some sites i, for one head and one vector of examples: q, g, o (rows, r, lanes),
+# k (N, r, lanes), a, z (rows, N, lanes), heard (rows, N).
 
 
 @kernel
-def _exp_single(x):
-    y = max(x * _LOG2E, np.float32(-126))
-    n = np.floor(y + _HALF)
-    f = y - n
-    p = _P0 + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * (_P5 + f * _P6)))))
-    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-def _exp(x):
-    """e^x for x <= 0, in a form that a vector unit can take."""
-
-
-@overload(_exp, inline="always")
-def _(x):
-    return (lambda x: _exp_single(x)) if x == types.float32 else (lambda x: math.exp(x))
-
-
-@kernel
-def _dot(x, y, out):
-    """out = sum_c x_c y_c"""
-    C, M = x.shape
-    for m in range(M):
-        out[m] = 0
-    for c in range(0, C - 3, 4):
-        x0, x1, x2, x3, y0, y1, y2, y3 = (
-            x[c],
-            x[c + 1],
-            x[c + 2],
-            x[c + 3],
-            y[c],
-            y[c + 1],
-            y[c + 2],
-            y[c + 3],
-        )
-        for m in range(M):
-            out[m] += (x0[m] * y0[m] + x1[m] * y1[m]) + (x2[m] * y2[m] + x3[m] * y3[m])
-    for c in range(C - C % 4, C):
-        x0, y0 = x[c], y[c]
-        for m in range(M):
-            out[m] += x0[m] * y0[m]
+def _attend(q, k, heard, beta, a):
+    """a_ij = softmax over the j that are heard of beta q_i . k_j"""
+    product(q, k.transpose(1, 0, 2), a, False)
+    zero = everywhere(a, 0)
+    for i in range(len(a)):
+        top, total = zero - np.inf, zero
+        for j in range(len(k)):
+            if heard[i, j]:
+                top = maximum(load(a, i, j), top)
+        for j in range(len(k)):
+            e = zero
+            if heard[i, j]:
+                e = exp(beta * (load(a, i, j) - top))
+                total = total + e
+            store(a, i, j, e)
+        total = 1 / total
+        for j in range(len(k)):
+            if heard[i, j]:
+                store(a, i, j, load(a, i, j) * total)
 
 
 @kernel
-def _attend(q, k, heard, beta, a, o):
-    """a_j = softmax over the j that are heard of beta q . k_j,  o = sum_j a_j k_j"""
-    J, C, M = k.shape
-    top, total, first = np.empty(M, q.dtype), np.zeros(M, q.dtype), True
-    for j in range(J):
-        t = a[j]
-        if heard[j]:
-            _dot(q, k[j], t)
-            for m in range(M):
-                t[m] *= beta
-            if first:
-                for m in range(M):
-                    top[m] = t[m]
+def _respond(g, k, o, heard, beta, a, z):
+    """z_ij = beta a_ij (g_i . k_j - g_i . o_i)"""
+    product(g, k.transpose(1, 0, 2), z, False)
+    for i in range(len(a)):
+        mean = everywhere(a, 0)
+        for c in range(g.shape[1]):
+            mean = mean + load(g, i, c) * load(o, i, c)
+        for j in range(len(k)):
+            if heard[i, j]:
+                store(z, i, j, beta * load(a, i, j) * (load(z, i, j) - mean))
             else:
-                for m in range(M):
-                    top[m] = t[m] if t[m] > top[m] else top[m]
-            first = False
-    for j in range(J):
-        t = a[j]
-        if heard[j]:
-            for m in range(M):
-                t[m] = _exp(t[m] - top[m])
-                total[m] += t[m]
-        else:
-            for m in range(M):
-                t[m] = 0
-    if first:  # none is heard, all a_j are zero
-        for m in range(M):
-            total[m] = 1
-    for m in range(M):
-        total[m] = 1 / total[m]
-    for j in range(J):
-        t = a[j]
-        for m in range(M):
-            t[m] *= total[m]
-    for c in range(C):
-        oc = o[c]
-        for m in range(M):
-            oc[m] = 0
-        for j in range(0, J - 1, 2):
-            a0, a1, k0, k1 = a[j], a[j + 1], k[j, c], k[j + 1, c]
-            for m in range(M):
-                oc[m] += a0[m] * k0[m] + a1[m] * k1[m]
-        if J % 2:
-            a0, k0 = a[J - 1], k[J - 1, c]
-            for m in range(M):
-                oc[m] += a0[m] * k0[m]
+                store(z, i, j, load(a, i, j))
 
 
 @kernel
-def _respond(q, g, heard, a, o, beta, k, z):
-    """z_j = beta a_j (g . k_j - g . o); in place of k_j, if heard: dL/dk_j = a_j g + z_j q"""
-    J, C, M = k.shape
-    mean = np.empty(M, g.dtype)
-    _dot(g, o, mean)
-    for j in range(J):
-        if heard[j]:
-            aj, zj = a[j], z[j]
-            _dot(g, k[j], zj)
-            for m in range(M):
-                zj[m] = beta * aj[m] * (zj[m] - mean[m])
-            for c in range(C):
-                kc, gc, qc = k[j, c], g[c], q[c]
-                for m in range(M):
-                    kc[m] = aj[m] * gc[m] + zj[m] * qc[m]
+def _copy(x, y, lanes):
+    for c in range(len(x)):
+        for m in range(0, x.shape[1], lanes):
+            store(y, c, m, load(x, c, m))
 
 
 @kernel
-def _site_field(s, i, J, bias, beta, hears, K, A, O, f):
-    """f = h_i = sum_h o^h_i + b_i"""
+def _add(bias, f, lanes):
+    """f_c += b_c"""
+    for c in range(len(f)):
+        for m in range(0, f.shape[1], lanes):
+            store(f, c, m, load(f, c, m) + bias[c])
+
+
+@kernel
+def _residual(f, bias, x, weight, loss):
+    """In place of o's read-out f (d, examples): r = weight (f + bias - x). Adds to loss."""
+    for m in range(0, f.shape[1], loss.shape[1]):
+        w, total = load(weight, 0, m), everywhere(f, 0)
+        for c in range(len(f)):
+            e = load(f, c, m) + bias[c] - load(x, c, m)
+            r = w * e
+            store(f, c, m, r)
+            total = total + r * e
+        store(loss, 0, 0, load(loss, 0, 0) + total / 2)
+
+
+@kernel
+def _sum(r, aside, total):
+    """total_c += sum of r_c over examples."""
+    for c in range(len(r)):
+        some = everywhere(r, 0)
+        for m in range(0, r.shape[1], aside.shape[1]):
+            some = some + load(r, c, m)
+        store(aside, 0, 0, some)
+        for m in range(aside.shape[1]):
+            total[c] += aside[0, m]
+
+
+# Full rank: for a site i and a block of examples, s (N, d, block), k (heads, N, d, block),
+# az (heads, 2, N, block), o (heads, d, block), f (d, block).
+
+
+@kernel
+def _attend_at_site(s, i, J, beta, hears, lanes, k, az, o, f):
+    heard = hears[i : i + 1]
     for h in range(len(J)):
         for j in range(len(s)):
-            if hears[i, j]:
-                np.dot(J[h, i, j], s[j], K[h, j])
-            else:
-                K[h, j] = 0
-        _attend(s[i], K[h], hears[i], beta, A[h], O[h])
+            if heard[0, j]:
+                gemm(J[h, i, j], s[j], k[h, j], False)
+        for m in range(0, s.shape[2], lanes):
+            to = m + lanes
+            a, keys = az[h, :1, :, m:to], k[h, :, :, m:to]
+            _attend(s[i : i + 1, :, m:to], keys, heard, beta, a)
+            product(a, keys, o[h : h + 1, :, m:to], False)
     for c in range(len(f)):
-        fc, b = f[c], bias[i, c]
-        for m in range(len(fc)):
-            fc[m] = b
-        for h in range(len(O)):
-            oc = O[h, c]
-            for m in range(len(fc)):
-                fc[m] += oc[m]
+        for m in range(0, s.shape[2], lanes):
+            total = load(o[0], c, m)
+            for h in range(1, len(J)):
+                total = total + load(o[h], c, m)
+            store(f, c, m, total)
 
 
 @kernel
-def _residual(f, x, w, db):
-    """In place of the field f: w (f - x), added to db too. Returns w/2 |f - x|^2."""
-    loss = 0.0
-    for c in range(len(f)):
-        fc, xc, one, two = f[c], x[c], db[c] * 0, db[c] * 0
-        for m in range(len(fc)):
-            e = fc[m] - xc[m]
-            two += w[m] * e * e
-            fc[m] = w[m] * e
-            one += fc[m]
-        db[c] += one
-        loss += two / 2
-    return loss
+def _respond_at_site(s, i, beta, hears, lanes, k, az, o, gq, dJ):
+    heard = hears[i : i + 1]
+    for h in range(len(dJ)):
+        for m in range(0, s.shape[2], lanes):
+            to = m + lanes
+            g, keys = gq[:1, :, m:to], k[h, :, :, m:to]
+            a, z = az[h, :1, :, m:to], az[h, 1:, :, m:to]
+            _respond(g, keys, o[h : h + 1, :, m:to], heard, beta, a, z)
+            # dL/dk_j = a_j g + z_j q, in place of k_j
+            product(az[h, :, :, m:to].transpose(1, 0, 2), gq[:, :, m:to], keys, False)
+        for j in range(len(s)):
+            if heard[0, j]:
+                gemm(k[h, j], s[j].T, dJ[h, i, j], True)
+
+
+@parallel
+def _full_field(s, J, bias, beta, hears, k, az, o, gq, loss, f):
+    for t in prange(len(k)):
+        for i in range(t, len(s), len(k)):
+            for m in range(0, s.shape[2], k.shape[4]):
+                to = m + k.shape[4]
+                block, f_i = s[:, :, m:to], f[i, :, m:to]
+                _attend_at_site(block, i, J, beta, hears, loss.shape[1], k[t], az[t], o[t], f_i)
+                _add(bias[i], f_i, loss.shape[1])
+
+
+@parallel
+def _full_rule(s, x, weight, J, bias, beta, hears, k, az, o, gq, loss, dJ, db):
+    lanes = loss.shape[1]
+    for t in prange(len(k)):
+        for i in range(t, len(s), len(k)):
+            for m in range(0, s.shape[2], k.shape[4]):
+                to = m + k.shape[4]
+                block, r = s[:, :, m:to], gq[t, 0]
+                _copy(block[i], gq[t, 1], lanes)
+                _attend_at_site(block, i, J, beta, hears, lanes, k[t], az[t], o[t], r)
+                _residual(r, bias[i], x[i, :, m:to], weight[i, :, m:to], loss[i : i + 1])
+                _respond_at_site(block, i, beta, hears, lanes, k[t], az[t], o[t], gq[t], dJ)
+                _sum(r, az[t, 0, 0, :1, :lanes], db[i])
+
+
+# Low rank: for one vector of examples, s, r (N, d, lanes), q, k, g, o, dq, dk (N, heads r, lanes);
+# a, z (ROWS, N, lanes).
 
 
 @kernel
-def _add(product, total):
-    for a in range(len(total)):
-        t, p = total[a], product[a]
-        for b in range(len(t)):
-            t[b] += p[b]
+def _span(heard):
+    """The sites j from first to last, among which are all that are heard by any of these i."""
+    first, last = heard.shape[1], 0
+    for i in range(len(heard)):
+        for j in range(heard.shape[1]):
+            if heard[i, j]:
+                first, last = min(first, j), max(last, j + 1)
+    return min(first, last), last
+
+
+@kernel
+def _attend_in_block(s, U, V, beta, hears, rank, q, k, a, o):
+    for i in range(len(s)):
+        gemm(U[i], s[i], q[i], False)
+        gemm(V[i], s[i], k[i], False)
+    for i in range(0, len(s), len(a)):
+        rows = slice(i, min(i + len(a), len(s)))
+        first, last = _span(hears[rows])
+        heard, a_i = hears[rows, first:last], a[: rows.stop - i, : last - first]
+        for h in range(0, U.shape[1], rank):
+            head = slice(h, h + rank)
+            keys = k[first:last, head]
+            _attend(q[rows, head], keys, heard, beta, a_i)
+            product(a_i, keys, o[rows, head], False)
+
+
+@kernel
+def _respond_in_block(r, U, beta, hears, rank, q, k, g, a, z, o, dq, dk):
+    for i in range(len(r)):
+        gemm(U[i], r[i], g[i], False)
+        for c in range(dk.shape[1]):
+            store(dk, i, c, everywhere(dk, 0))
+    for i in range(0, len(r), len(a)):
+        rows = slice(i, min(i + len(a), len(r)))
+        first, last = _span(hears[rows])
+        heard, n = hears[rows, first:last], last - first
+        a_i, z_i = a[: rows.stop - i, :n], z[: rows.stop - i, :n]
+        for h in range(0, U.shape[1], rank):
+            head = slice(h, h + rank)
+            q_i, g_i, keys, dkeys = (
+                q[rows, head],
+                g[rows, head],
+                k[first:last, head],
+                dk[first:last, head],
+            )
+            _attend(q_i, keys, heard, beta, a_i)
+            _respond(g_i, keys, o[rows, head], heard, beta, a_i, z_i)
+            product(z_i, keys, dq[rows, head], False)
+            product(a_i.transpose(1, 0, 2), g_i, dkeys, True)
+            product(z_i.transpose(1, 0, 2), q_i, dkeys, True)
 
 
 @parallel
-def _field(s, J, bias, beta, hears, K, A, O, f):
-    B, N, threads = len(s), s.shape[1], len(K)
-    for t in prange(threads):
-        for b in range(B):
-            for i in range(t, N, threads):
-                _site_field(s[b], i, J, bias, beta, hears, K[t], A[t], O[t], f[b, i])
+def _low_field(s, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss, f):
+    lanes = loss.shape[1]
+    for t in prange(len(q)):
+        for m in range(t * lanes, s.shape[2], len(q) * lanes):
+            _attend_in_block(
+                s[:, :, m : m + lanes], U, V, beta, hears, rank, q[t], k[t], a[t], g[t]
+            )
+            for i in range(len(s)):
+                gemm(U[i].T, g[t, i], f[i, :, m : m + lanes], False)
+                _add(bias[i], f[i, :, m : m + lanes], lanes)
 
 
 @parallel
-def _rule(s, transposed, x, weight, J, bias, beta, hears, K, A, O, Z, r, product, dJ, db):
-    B, N, threads = len(s), s.shape[1], len(K)
-    loss = np.zeros(threads)
-    for t in prange(threads):
-        for b in range(B):
-            for i in range(t, N, threads):
-                _site_field(s[b], i, J, bias, beta, hears, K[t], A[t], O[t], r[t])
-                loss[t] += _residual(r[t], x[b, i], weight[b, i, 0], db[i])
-                for h in range(len(J)):
-                    _respond(s[b, i], r[t], hears[i], A[t, h], O[t, h], beta, K[t, h], Z[t])
-                    for j in range(N):
-                        if hears[i, j]:
-                            np.dot(K[t, h, j], transposed[b, j], product[t])
-                            _add(product[t], dJ[h, i, j])
-    return loss.sum()
+def _low_rule(
+    s, x, weight, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss, r, dU, dV, db
+):
+    lanes = loss.shape[1]
+    for t in prange(len(q)):
+        for m in range(t * lanes, s.shape[2], len(q) * lanes):
+            now = slice(m, m + lanes)
+            s_m, r_m, o_m = s[:, :, now], r[:, :, now], o[:, :, now]
+            _attend_in_block(s_m, U, V, beta, hears, rank, q[t], k[t], a[t], o_m)
+            for i in range(len(s)):
+                gemm(U[i].T, o_m[i], r_m[i], False)
+                loss_m = loss[m // lanes : m // lanes + 1]
+                _residual(r_m[i], bias[i], x[i, :, now], weight[i, :, now], loss_m)
+            _respond_in_block(
+                r_m,
+                U,
+                beta,
+                hears,
+                rank,
+                q[t],
+                k[t],
+                g[t],
+                a[t],
+                z[t],
+                o_m,
+                dq[:, :, now],
+                dk[:, :, now],
+            )
+    for t in prange(len(q)):
+        for i in range(t, len(s), len(q)):
+            gemm(o[i], r[i].T, dU[i], True)
+            gemm(dq[i], s[i].T, dU[i], True)
+            gemm(dk[i], s[i].T, dV[i], True)
+            _sum(r[i], a[t, 0, :1], db[i])
 
 
 # Between tensors and these.
 
 
 @parallel
-def _side_by_side(x, out):
-    """(batch, N, d) as (blocks, N, d, lanes); examples that fill up the last block are zero."""
-    B, N, D, M = out.shape
-    for b in prange(B):
-        n = max(0, min(M, len(x) - b * M))
-        for i in range(N):
-            for c in range(D):
-                o = out[b, i, c]
-                for m in range(n):
-                    o[m] = x[b * M + m, i, c]
-                for m in range(n, M):
-                    o[m] = 0
-
-
-@parallel
-def _transpose(s, out):
-    """(blocks, N, d, lanes) as (blocks, N, lanes, d)."""
-    for b in prange(len(s)):
-        for i in range(s.shape[1]):
-            for m in range(s.shape[3]):
-                for c in range(s.shape[2]):
-                    out[b, i, m, c] = s[b, i, c, m]
+def _by_site(x, out):
+    """(batch, N, d) as (N, d, examples); what fills up the last block is zero."""
+    for i in prange(len(out)):
+        for m in range(len(x)):
+            for c in range(x.shape[2]):
+                out[i, c, m] = x[m, i, c]
+        for c in range(x.shape[2]):
+            for m in range(len(x), out.shape[2]):
+                out[i, c, m] = 0
 
 
 class _Workspace:
@@ -317,16 +352,17 @@ class _Workspace:
 
     @contextmanager
     def ready_for(self, network, batch: int):
-        """With arrays for that batch; threads share the sites, each with a BLAS of one thread.
+        """With arrays for that batch; threads share the work, each with a BLAS of one thread.
 
         Afterwards torch and numba have as many threads as before.
         """
         of_torch, of_numba = torch.get_num_threads(), numba.get_num_threads()
-        threads = min(of_torch, numba.config.NUMBA_NUM_THREADS, network.n_sites)
         try:
             with self.lock, _blas().limit(limits=1, user_api="blas"):
-                self._prepare(network, batch, threads)
-                numba.set_num_threads(len(self.K))
+                self._prepare(network, batch, min(of_torch, numba.config.NUMBA_NUM_THREADS))
+                if network.couplings.pairwise:
+                    self.aside[0].fill(0)  # the keys of sites that are not heard
+                numba.set_num_threads(self.threads)
                 try:
                     yield self
                 finally:
@@ -335,35 +371,49 @@ class _Workspace:
             torch.set_num_threads(of_torch)
 
     def _prepare(self, network, batch: int, threads: int) -> None:
-        H, N, D, dtype = (
-            network.n_heads,
-            network.n_sites,
-            network.dim,
-            network.bias.detach().numpy().dtype,
-        )
-        most = min(4, max(1, CACHE // (H * N * D) // LANES)) * LANES
-        at_once = max(1, min(batch, EXAMPLES))
-        lanes = -(-at_once // -(-at_once // most) // LANES) * LANES
-        blocks = -(-at_once // lanes)
-        if self.plan == (plan := (H, N, D, dtype, lanes, blocks, threads)):
+        c, dtype = network.couplings, network.bias.detach().numpy().dtype
+        H, N, D, lanes = c.n_heads, c.n_sites, c.dim, n_lanes(dtype)
+        rank = None if c.pairwise else c.rank
+        if self.plan == (plan := (H, N, D, rank, dtype, batch, threads)):
             return
-        self.plan, self.examples = plan, blocks * lanes
-        self.s, self.x, self.f = (np.empty((blocks, N, D, lanes), dtype) for _ in range(3))
-        self.transposed, self.weight = (
-            np.empty((blocks, N, lanes, D), dtype),
-            np.empty((blocks, N, 1, lanes), dtype),
+        self.plan, self.lanes = plan, lanes
+        make = _full_arrays if c.pairwise else _low_arrays
+        self.examples, self.threads, self.size, shapes = make(batch, H, N, D, rank, lanes, threads)
+        wide = self.examples + lanes * (self.examples // lanes % 2 == 0)
+        flat = [(N, D, wide), (N, D, wide), (N, D, wide), (N, 1, wide)]
+        self.s, self.x, self.f, self.weight = (
+            np.empty(shape, dtype)[..., : self.examples] for shape in flat
         )
-        self.K, self.A, self.O, self.Z, self.r, self.product = (
-            np.empty((threads, *shape), dtype)
-            for shape in [
-                (H, N, D, lanes),
-                (H, N, lanes),
-                (H, D, lanes),
-                (N, lanes),
-                (D, lanes),
-                (D, D),
-            ]
+        self.aside = tuple(np.empty(shape, dtype) for shape in shapes)
+        self.loss = self.aside[-1]
+        self.aside = tuple(
+            x[..., : self.examples] if x.shape[-1] == wide else x for x in self.aside
         )
+
+
+def _whole(n: int, of: int) -> int:
+    """n, rounded up to a multiple."""
+    return -(-n // of) * of
+
+
+def _full_arrays(batch, H, N, D, rank, lanes, threads):
+    most = min(VECTORS, max(1, CACHE // (H * N * D) // lanes)) * lanes
+    at_once = max(1, min(batch, EXAMPLES))
+    size = _whole(-(-at_once // -(-at_once // most)), lanes)
+    threads = min(threads, N)
+    shapes = [(H, N, D, size), (H, 2, N, size), (H, D, size), (2, D, size)]
+    return _whole(at_once, size), threads, size, [(threads, *s) for s in shapes] + [(N, lanes)]
+
+
+def _low_arrays(batch, H, N, D, rank, lanes, threads):
+    C = H * rank
+    most = min(EXAMPLES, _whole(max(1, CACHE // (N * C)), lanes * threads))
+    examples = _whole(-(-batch // max(1, -(-batch // most))), lanes) or lanes
+    threads = min(threads, examples // lanes)
+    wide = examples + lanes * (examples // lanes % 2 == 0)
+    own = [(N, C, lanes)] * 3 + [(min(ROWS, N), N, lanes)] * 2
+    shapes = [(threads, *s) for s in own] + [(N, C, wide)] * 3 + [(examples // lanes, lanes)]
+    return examples, threads, lanes, shapes
 
 
 _workspace = _Workspace()
@@ -372,11 +422,13 @@ _workspace = _Workspace()
 def field(network, x: Tensor) -> Tensor:
     """`AttractorNetwork.field` of a valid state x (batch, N, d)."""
     out = torch.empty(x.shape, dtype=x.dtype)
-    with _workspace.ready_for(network, len(x)) as work, _told_of_compilation(_field):
+    run = _full_field if network.couplings.pairwise else _low_field
+    with _workspace.ready_for(network, len(x)) as work, _told_of_compilation(run):
+        given = _parameters(network)
         for part, f in zip(x.split(work.examples), out.split(work.examples)):
-            _side_by_side(part.detach().contiguous().numpy(), work.s)
-            _field(work.s, *_parameters(network), work.K, work.A, work.O, work.f)
-            f.copy_(torch.from_numpy(work.f).movedim(-1, 1).flatten(0, 1)[: len(f)])
+            _by_site(part.detach().contiguous().numpy(), work.s)
+            run(work.s, *given, *work.aside, work.f)
+            f.copy_(torch.from_numpy(work.f).movedim(-1, 0)[: len(f)])
     return out
 
 
@@ -384,29 +436,33 @@ def prediction_rule(
     network, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, dict, Tensor]:
     """`prediction_rule` of a valid example: loss, gradients of the couplings, of the bias."""
-    J, bias = network.couplings.J, network.bias
-    loss, dJ, db = (
-        0.0,
-        torch.zeros(J.shape, dtype=J.dtype),
-        torch.zeros(bias.shape, dtype=bias.dtype),
-    )
+    c, loss = network.couplings, 0.0
+    given, db = _parameters(network), torch.zeros_like(network.bias)
+    sums = [torch.zeros(w.shape, dtype=db.dtype) for w in given[: 1 if c.pairwise else 2]]
     weight = sites.to(state.dtype)[..., None] / len(state)
-    with _workspace.ready_for(network, len(state)) as work, _told_of_compilation(_rule):
+    run = _full_rule if c.pairwise else _low_rule
+    with _workspace.ready_for(network, len(state)) as work, _told_of_compilation(run):
         for parts in zip(*(t.split(work.examples) for t in (state, target, weight)), strict=True):
             for part, out in zip(parts, (work.s, work.x, work.weight), strict=True):
-                _side_by_side(part.detach().contiguous().numpy(), out)
-            _transpose(work.s, work.transposed)
-            given = work.s, work.transposed, work.x, work.weight, *_parameters(network)
-            aside = work.K, work.A, work.O, work.Z, work.r, work.product
-            loss += _rule(*given, *aside, dJ.numpy(), db.numpy())
-    return state.new_tensor(loss), network.couplings.chain_rule(J=dJ), db
+                _by_site(part.detach().contiguous().numpy(), out)
+            work.loss.fill(0)
+            left = [] if c.pairwise else [work.f]
+            results = *left, *(g.numpy() for g in sums), db.numpy()
+            run(work.s, work.x, work.weight, *given, *work.aside, *results)
+            loss += work.loss.sum()
+    if not c.pairwise:
+        sums = [w.unflatten(1, (c.n_heads, c.rank)).transpose(0, 1).contiguous() for w in sums]
+    return state.new_tensor(loss), c.chain_rule(*sums), db
 
 
 def _parameters(network) -> tuple:
-    """J, bias, beta and who hears whom."""
-    bias = network.bias.detach().numpy()
-    J = network.couplings.J.detach().contiguous().numpy()
-    return J, bias, bias.dtype.type(network.beta), network.hears.numpy()
+    """J, or U and V (N, heads r, d); bias, beta and who hears whom; the rank, if it is low."""
+    c, bias = network.couplings, network.bias.detach().numpy()
+    rest = bias, bias.dtype.type(network.beta), network.hears.numpy()
+    if c.pairwise:
+        return c.J.detach().contiguous().numpy(), *rest
+    U, V = (w.detach().transpose(0, 1).flatten(1, 2).contiguous().numpy() for w in (c.U, c.V))
+    return U, V, *rest, c.rank
 
 
 @cache
@@ -422,7 +478,7 @@ def _told_of_compilation(function):
         print,
         [
             "attractor_lib: compiling the kernels of attractor_lib.kernels.cpu, once for this "
-            "machine (about 20 s)"
+            "machine (about 40 s)"
         ],
         {"file": sys.stderr, "flush": True},
     )
