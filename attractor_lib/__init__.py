@@ -1,5 +1,12 @@
 """Self-attention as an attractor network: transient memories, learning without backpropagation."""
 
+import os
+
+# A thread that waits for others sleeps soon. By default OpenMP's threads keep a core busy for
+# milliseconds, and two trainings side by side slow one another several times over. To be set before
+# torch loads OpenMP: import attractor_lib first, or set it in the environment.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from attractor_lib.corruption import AddNoise, HideTokens, mean_token, no_corruption
 from attractor_lib.data import load_images
 from attractor_lib.dynamics import run

@@ -181,7 +181,7 @@ def test_refuses_bad_input(call, message):
 
 def test_operations_by_hand():
     N, d, H, r = 5, 9, 2, 3
-    x = random_states(7, N, d).float()
+    x = random_states(70, N, d).float()
     full, low = AttractorNetwork(N, d, H), AttractorNetwork(N, d, H, r)
     assert kernels.serving(full, x) is kernels.cpu
     # full rank: keys N^2 d^2 a head, scores and means N^2 d; low rank: queries, keys and output N d

@@ -148,6 +148,17 @@ print(torch.get_num_threads())
     assert done.stdout == "1\n"
 
 
+@pytest.mark.parametrize("given", [None, "7"])
+def test_threads_that_wait_sleep_soon_unless_the_user_says_otherwise(given):
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
+    script = "import sys, os, attractor_lib; print(os.environ['GOMP_SPINCOUNT'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == (given or "1000")
+
+
 def test_strides_do_not_matter():
     network, state, target, sites = problem(40, 5, 7, 2)
     _, expected = prediction_rule(network, state, target, sites)
