@@ -1,11 +1,12 @@
-"""What every contender costs: parameters, operations for one image, microseconds of training for
-one image.
+"""What every contender costs: parameters, and operations and microseconds of training of one image.
+
+All models that `attractor_book.contenders` compares, stage by stage. A stage's training is that of
+its rule, the hiding of tokens, and the updates of the stages before it.
 """
 
-import statistics
-
+import numpy as np
 import torch
-from measure import example, interleaved, training_step
+from measure import example, interleaved, spread, training_step
 
 from attractor_book.contenders import CONTENDERS, n_parameters, update_of
 from attractor_lib.analysis import operations
@@ -14,7 +15,7 @@ from attractor_lib.learning.own_trajectory import AfterStages
 
 BATCH = 250
 PROFILES = {
-    "quick": {"rounds": 2, "sizes": [(16, 33)]},
+    "quick": {"rounds": 5, "sizes": [(16, 33)]},
     "full": {"rounds": 11, "sizes": [(16, 33), (16, 50), (49, 17)]},
 }
 
@@ -43,14 +44,14 @@ def costs(device, rounds, n_sites, dim):
                 (update_of(model),), hide
             )(tokens, generator)
     functions["hide"] = lambda: hide(tokens, generator)
-    seconds = {
-        key: statistics.median(s) for key, s in interleaved(functions, rounds, device).items()
-    }
+    of = interleaved(functions, rounds, device).items()
+    microseconds = {key: 1e6 / BATCH * np.array(seconds) for key, seconds in of}
     for name, contender in CONTENDERS.items():
-        model, step = models[contender.make], seconds[contender.make, "step"]
-        update = seconds.get((contender.make, "update"), 0) - seconds["hide"]
+        model, step = models[contender.make], microseconds[contender.make, "step"]
+        hiding = microseconds["hide"]
+        update = microseconds.get((contender.make, "update"), hiding) - hiding
         for stages in range(1, contender.n_stages + 1):
-            training = stages * (step + seconds["hide"]) + stages * (stages - 1) // 2 * update
+            training = stages * (step + hiding) + stages * (stages - 1) // 2 * update
             yield {
                 "name": name,
                 "model": contender.label,
@@ -59,5 +60,5 @@ def costs(device, rounds, n_sites, dim):
                 "dim": dim,
                 "parameters": stages * n_parameters(model),
                 "operations": stages * operations(lambda: update_of(model)(tokens)) / BATCH,
-                "training µs": 1e6 * training / BATCH,
+                **spread("training µs", training),
             }

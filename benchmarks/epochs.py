@@ -1,11 +1,11 @@
-"""An epoch of the trainer, hiding tokens included, against the bare steps that it takes; and steps
-of the dynamics.
+"""An epoch of the trainer against its bare steps, and the dynamics against bare updates.
+
+The epoch hides tokens besides; the steps are the rule's and Adam's on one batch. In the dynamics
+half of the sites are clamped.
 """
 
-import statistics
-
 import torch
-from measure import example, interleaved, median_ratio, training_step
+from measure import example, interleaved, ratios, spread, training_step
 
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.dynamics import run
@@ -14,7 +14,7 @@ from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, train
 
 N, D = 16, 50
-PROFILES = {"quick": {"n_steps": 20, "rounds": 4}, "full": {"n_steps": 100, "rounds": 8}}
+PROFILES = {"quick": {"n_steps": 10, "rounds": 3}, "full": {"n_steps": 100, "rounds": 8}}
 
 
 def rows(device, n_steps, rounds):
@@ -42,13 +42,13 @@ def rows(device, n_steps, rounds):
                 },
                 rounds,
                 device,
-                repeats=1,
+                turn=0,
             )
             yield {
                 "batch": batch,
                 "model": "1 full head" if rank is None else f"{heads} heads of rank {rank}",
                 "steps": n_steps,
-                "epoch s": statistics.median(seconds["epoch"]),
-                "epoch / its steps": median_ratio(seconds["epoch"], seconds["steps"]),
-                "run / its updates": median_ratio(seconds["run"], seconds["updates"]),
+                **spread("epoch s", seconds["epoch"]),
+                **spread("epoch / its steps", ratios(seconds["epoch"], seconds["steps"])),
+                **spread("run / its updates", ratios(seconds["run"], seconds["updates"])),
             }

@@ -1,7 +1,7 @@
-"""Time and memory of the prediction rule against batch, N, d and heads, one varied at a time, with
-the exponents of the time.
+"""Time and memory of the prediction rule as batch, N, d or heads grow, one at a time.
 
-Each curve has a process of its own and goes from small to large: the peak of its memory belongs to
+With the exponents of both between neighbouring sizes. Each curve has a process of its own and goes
+from small to large: the peak of its memory, above what it held before the first size, belongs to
 the largest size so far.
 """
 
@@ -9,102 +9,90 @@ import json
 import math
 import re
 import resource
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from measure import by_autograd, example, interleaved
+from measure import RULES, example, interleaved, spread
 
-from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
 
-BASE = {"batch": 250, "N": 16, "d": 50, "heads": 1}
+BASE = {"batch": 250, "N": 16, "d": 50}
 SIZES = {
     "batch": [64, 256, 1024, 4096, 8192],
     "N": [4, 8, 16, 32, 64],
     "d": [8, 16, 32, 64, 128],
     "heads": [1, 2, 4, 8, 16],
 }
-MODELS = {
-    "full rank": (None, prediction_rule),
-    "rank 16": (16, prediction_rule),
-    "full rank, autograd": (None, by_autograd),
+MODELS = {  # heads where they do not vary, rank, and how
+    "full rank": (1, None, "closed form"),
+    "rank 16": (16, 16, "closed form"),
+    "full rank, autograd": (1, None, "autograd"),
+    "rank 16, autograd": (16, 16, "autograd"),
+    "rank 16, fused attention": (16, 16, "fused attention"),
 }
 PROFILES = {"quick": {"largest": 4, "rounds": 3}, "full": {"largest": 5, "rounds": 7}}
 
 
 def rows(device, largest, rounds):
-    for name in MODELS:
+    for name in ("full rank", "rank 16"):
         for axis, sizes in SIZES.items():
-            if name.endswith("autograd") and axis != "batch":
-                continue
-            sizes = sizes[:largest] if not name.endswith("autograd") else sizes[: largest - 1]
-            command = [
-                sys.executable,
-                __file__,
-                name,
-                axis,
-                str(rounds),
-                str(device),
-                *map(str, sizes),
-            ]
-            points = json.loads(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            )
-            for point, smaller in zip(points, [None, *points]):
-                point["exponent"] = (
-                    None
-                    if smaller is None
-                    else (
-                        math.log(point["ms"] / smaller["ms"])
-                        / math.log(point["size"] / smaller["size"])
-                    )
-                )
-            yield from points
+            yield from curve(name, axis, sizes[:largest], rounds, device)
+    yield from curve("full rank, autograd", "batch", SIZES["batch"][: largest - 1], rounds, device)
 
 
-def curve(name, axis, rounds, device, sizes):
-    rank, rule = MODELS[name]
-
-    def problem(size):
-        at = {**BASE, "heads": 16 if rank else 1, axis: size}
-        network = AttractorNetwork(at["N"], at["d"], at["heads"], rank).to(device)
-        data = example(at["batch"], at["N"], at["d"], device)
-        return at, lambda: rule(network, *data)
-
-    problem(sizes[0])[1]()  # code and libraries are loaded before the memory is looked at
-    points, before = [], peak(device)
-    for size in sizes:
-        at, call = problem(size)
-        seconds = interleaved({"rule": call}, rounds, device, repeats=1)["rule"]
-        points.append(
-            {
-                "model": name,
-                "axis": axis,
-                "size": size,
-                **at,
-                "ms": 1e3 * statistics.median(seconds),
-                "MB": (peak(device) - before) / 1e6,
-            }
-        )
+def curve(name, axis, sizes, rounds, device, base=BASE):
+    """Points of increasing size, each with the exponents between it and the one before."""
+    given = {"name": name, "axis": axis, "sizes": sizes, "rounds": rounds, "base": base}
+    given |= {"device": str(device), "threads": torch.get_num_threads()}
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(given)], check=True, stdout=subprocess.PIPE
+    )
+    points = json.loads(done.stdout)
+    for point, smaller in zip(points, [None, *points]):
+        for column, of in (("exponent", "ms"), ("exponent of MB", "MB")):
+            # below 1 MB memory is what the process happens to have left over
+            known = smaller and (of == "ms" or smaller[of] >= 1)
+            grown = point[of] / smaller[of] if known else None
+            steps = known and math.log(point["size"] / smaller["size"])
+            point[column] = math.log(grown) / steps if known else None
     return points
 
 
-def peak(device) -> float:
-    """Peak memory so far, in bytes: of the device, or of the process."""
+def measured(name, axis, sizes, rounds, device, base, threads):
+    """The points of a curve, in a process that has done nothing else."""
+    device = torch.device(device)
+    torch.set_num_threads(threads)
+    heads, rank, by = MODELS[name]
+
+    def problem(**sizes):
+        at = {"heads": heads, **base, **sizes}
+        network = AttractorNetwork(at["N"], at["d"], at["heads"], rank).to(device)
+        data = example(at["batch"], at["N"], at["d"], device)
+        return at, lambda: RULES[by](network, *data)
+
+    problem(**{axis: sizes[0]})[1]()  # code and libraries are loaded before memory is looked at
+    points, before = [], memory(device)[0]
+    for size in sizes:
+        at, call = problem(**{axis: size})
+        seconds = interleaved({"rule": call}, rounds, device, turn=0)["rule"]
+        point = {"model": name, "axis": axis, "size": size, **at}
+        point |= spread("ms", [1e3 * s for s in seconds])
+        points.append(point | {"MB": (memory(device)[1] - before) / 1e6})
+    return points
+
+
+def memory(device) -> tuple[float, float]:
+    """Bytes held now, and at most so far: by the device, or by the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     if sys.platform == "linux":  # getrusage would start with the peak of the parent
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        status = Path("/proc/self/status").read_text()
+        now, most = (re.search(rf"{name}:\s*(\d+) kB", status)[1] for name in ("VmRSS", "VmHWM"))
+        return 1024 * int(now), 1024 * int(most)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,) * 2
 
 
 if __name__ == "__main__":
-    name, axis, rounds, device, *sizes = sys.argv[1:]
-    print(
-        json.dumps(
-            curve(name, axis, int(rounds), torch.device(device), [int(size) for size in sizes])
-        )
-    )
+    print(json.dumps(measured(**json.loads(sys.argv[1]))))

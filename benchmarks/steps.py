@@ -1,91 +1,56 @@
-"""The rule and the whole training step: closed forms by the fastest kernel, by the batched one, and
-as the equations are written; autograd on the same model, transformer blocks.
+"""The prediction rule and a whole training step, in every way that there is to compute them.
 
-Each against its floor: its own matrix operations at the rate of one large matrix product.
+The closed form by the fastest kernel, by the batched one, and by the equations as they are written;
+autograd on the same model, through the library's attention and through torch's fused one. Each
+against its floor, its own matrix products at the rate of one large matrix product; transformer
+blocks, against theirs, are beside them. What is slow takes part in the small batch only: the
+equations, the fused attention of full heads, the blocks.
 """
 
-import statistics
+from functools import partial
 
-from measure import (
-    by_autograd,
-    example,
-    interleaved,
-    large_product,
-    median_ratio,
-    rule_products,
-    training_step,
-)
+from measure import RULES, compared, example, products, training_step
 
-from attractor_lib import kernels
 from attractor_lib.analysis import operations
 from attractor_lib.baselines import TransformerBlock, backpropagation
-from attractor_lib.learning import prediction_rule
+from attractor_lib.couplings import Full, LowRank, SharedFactors
 from attractor_lib.model import AttractorNetwork
 
-N, D = 16, 50
-PROFILES = {
-    "quick": {"batches": [250, 2000], "rounds": 3},
-    "full": {"batches": [250, 1000, 4000], "rounds": 11},
+N, SMALL = 16, 250
+SIZES = [(SMALL, 50), (SMALL, 33), (2000, 50), (2000, 33)]  # examples, components
+PROFILES = {"quick": {"sizes": SIZES[:3], "rounds": 5}, "full": {"sizes": SIZES, "rounds": 25}}
+COUPLINGS = {
+    "1 full head": partial(Full.random, 1),
+    "4 full heads": partial(Full.random, 4),
+    "16 heads of rank 16": partial(LowRank.random, 16, rank=16),
+    "16 heads of rank 16, shared factors": partial(SharedFactors.random, 16, rank=16),
 }
+WIDTHS = {"transformer block 64": 64, "transformer block 256": 256}
 
 
-def plain(network, *batch):
-    with kernels.only("batched"):
-        return prediction_rule(network, *batch)
-
-
-def equations(network, *batch):
-    with kernels.only():
-        return prediction_rule(network, *batch)
-
-
-RULES = (
-    ("closed form", prediction_rule),
-    ("plain closed form", plain),
-    ("equations", equations),
-    ("autograd", by_autograd),
-)
-
-
-def rows(device, batches, rounds):
-    for batch in batches:
-        data, functions, floors = example(batch, N, D, device), {}, {}
-        for heads, rank in ((1, None), (4, None), (16, 16)):
-            network = AttractorNetwork(N, D, heads, rank).to(device)
-            name = (
-                f"{heads} full head{'s' * (heads > 1)}"
-                if rank is None
-                else f"{heads} heads of rank {rank}"
+def rows(device, sizes, rounds, before=None):
+    for batch, dim in sizes:
+        for model in [*COUPLINGS, *(WIDTHS if batch <= SMALL else ())]:
+            case = {"batch": batch, "n_sites": N, "dim": dim, "model": model}
+            yield from compared(
+                case, *problem(device, **case), rounds=rounds, device=device, before=before
             )
-            for how, rule in RULES:
-                if not (how == "plain closed form" and rank) and not (
-                    how == "autograd" and batch * heads > 8192
-                ):
-                    functions[name, how, "rule"] = lambda network=network, rule=rule, data=data: (
-                        rule(network, *data)
-                    )
-                    functions[name, how, "step"] = training_step(network, rule, data)
-                    floors[name, how, "rule"] = floors[name, how, "step"] = rule_products(
-                        network, batch
-                    )
-        for width in (64, 256):
-            model = TransformerBlock(N, D, width).to(device)
-            step = training_step(model, backpropagation, data)
-            key = f"transformer block {width}", "autograd", "step"
-            functions[key], floors[key] = step, operations(step)
-        functions["large product"], large = large_product(device)
-        seconds = interleaved(functions, rounds, device, repeats=2 if batch > 1000 else 4)
-        for key, floor in floors.items():
-            to_large = median_ratio(seconds[key], seconds["large product"])
-            other = seconds.get((key[0], "autograd", key[2]))
-            yield {
-                "batch": batch,
-                "model": key[0],
-                "by": key[1],
-                "what": key[2],
-                "ms": 1e3 * statistics.median(seconds[key]),
-                "fastest ms": 1e3 * min(seconds[key]),
-                "operations (million)": floor / 1e6,
-                "times the floor": to_large * large / floor,
-                "autograd / this": median_ratio(other, seconds[key]) if other else None,
-            }
+
+
+def problem(device, batch, n_sites, dim, model):
+    """What is timed, by (by, what), and its operations, by what."""
+    data = example(batch, n_sites, dim, device)
+    if model in WIDTHS:
+        block = TransformerBlock(n_sites, dim, WIDTHS[model]).to(device)
+        step = training_step(block, backpropagation, data)
+        return {("autograd", "step"): step}, {"step": operations(step)}
+    couplings = COUPLINGS[model](n_sites=n_sites, dim=dim)
+    network = AttractorNetwork(n_sites, dim, couplings=couplings).to(device)
+    functions = {}
+    for by, rule in RULES.items():
+        slow = by == "equations" or (by == "fused attention" and couplings.pairwise)
+        if batch <= SMALL or not slow:
+            functions[by, "rule"] = partial(rule, network, *data)
+            functions[by, "step"] = training_step(network, rule, data)
+    work = products(network, batch, "rule")
+    return functions, {"rule": work, "step": work}

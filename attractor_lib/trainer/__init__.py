@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attractor_lib.checkpoint import Checkpoint, lasting_name
+from attractor_lib.checkpoint import Checkpoint, lasting_name, name_of
 from attractor_lib.learning import Gradients
+from attractor_lib.processes import Processes
 
 Rule = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Gradients]]
 Observer = Callable[[nn.Module, int], dict[str, float] | None]
@@ -74,8 +75,11 @@ def _is_optimizer(name: str) -> bool:
 def select_device(name: str = "auto") -> torch.device:
     """torch.device(name), where "auto" is CUDA if there is one, else the CPU.
 
+    CUDA without a number is, for a process that torchrun started, the device of its LOCAL_RANK,
+    which becomes its current one.
+
     Raises:
-        RuntimeError: for CUDA that is not there.
+        RuntimeError: for CUDA that is not there, or fewer devices than processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +89,14 @@ def select_device(name: str = "auto") -> torch.device:
             f"device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device: "
             "use 'cpu' or 'auto', or install a CUDA build of torch"
         )
+    if device == torch.device("cuda") and (rank := os.environ.get("LOCAL_RANK")):
+        if int(rank) >= (count := torch.cuda.device_count()):
+            raise RuntimeError(
+                f"each process on a machine must have a CUDA device of its own, got {count} for "
+                f"process {rank}, counted from 0"
+            )
+        device = torch.device("cuda", int(rank))
+        torch.cuda.set_device(device)
     return device
 
 
@@ -114,6 +126,9 @@ def train(
 ) -> list[dict]:
     """Train `model` in place, a step of the optimiser for each batch.
 
+    Called in each of several processes (see ``attractor_lib.processes``), they train it together,
+    which changes nothing beyond rounding, and the first alone reports, observes and writes.
+
     Args:
         model: whatever the rule knows to handle.
         rule: ``prediction_rule``, ``backpropagation``, or any function (model, state, target,
@@ -122,10 +137,11 @@ def train(
         corrupt: (tokens, generator) -> (state, sites); see ``attractor_lib.corruption``.
         config: how long and how fast.
         checkpoint: a file, written whole after each epoch. If it exists, training goes on from it
-            and ends bit for bit where an uninterrupted run on the same machine would have. It must
-            come from the same model, rule, corruption, number of examples and configuration. A rule
-            or a corruption that carries something from step to step has it saved too, by a
-            ``state_dict`` and a ``load_state_dict`` as a torch module's: both or neither.
+            and ends bit for bit where an uninterrupted run on the same machine would have (by as
+            many processes, else to rounding; all must see the file). It must come from the same
+            model, rule, corruption, number of examples and configuration. A rule or a corruption
+            that carries something from step to step has it saved too, by a ``state_dict`` and a
+            ``load_state_dict`` as a torch module's: both or neither.
         report: called with one line an epoch; None for silence. A terminal also gets a bar within
             the epoch.
         observe: called with (model, step) before the first step and after each, `step` being the
@@ -140,10 +156,18 @@ def train(
             `frozen` or all names there are, a `coupling_norm` for a model without couplings, a rule
             that leaves out a parameter, a checkpoint that is damaged or belongs to another
             configuration, or a checkpoint together with a rule or a corruption that has no lasting
-            name, or only one of ``state_dict`` and ``load_state_dict``.
+            name, or only one of ``state_dict`` and ``load_state_dict``. Over several processes, for
+            what they do not all hold alike, and a rule that cannot be applied in slices.
         FloatingPointError: if the loss is no longer finite.
+        ConnectionError: if another process has died, or has been silent for ten minutes.
     """
     steps = _steps_per_epoch(tokens, config)
+    again = f"goes on from {checkpoint}" if checkpoint else "starts afresh, without a checkpoint"
+    processes = Processes(
+        f"the training of {type(model).__name__} by {name_of(rule)}: started again, by any number "
+        f"of processes, it {again}"
+    )
+    rule_of_batch = processes.averaged(rule, config.batch_size)
     trained = _trained(model, config)
     optimizer = make_optimizer(config.optimizer, trained.values(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
@@ -156,11 +180,13 @@ def train(
         parts |= {"rule": rule, "corruption": corrupt, "generator": generator}
         saved = Checkpoint(Path(checkpoint), run, parts)
         history = saved.load()
+    processes.check_same("model", model, *model.state_dict().values())
+    processes.check_same("configuration, examples and checkpoint", config, len(tokens), history)
 
     def take_step(batch: Tensor) -> Tensor:
         target = tokens[batch]
         state, sites = corrupt(target, generator)
-        loss, gradients = rule(model, state, target, sites)
+        loss, gradients = rule_of_batch(model, state, target, sites)
         _put_gradients(trained, gradients)
         optimizer.step()
         schedule.step()
@@ -169,7 +195,7 @@ def train(
         return loss
 
     def note(step: int) -> list[dict]:
-        seen = observe(model, step) if observe else None
+        seen = observe(model, step) if observe and processes.first else None
         if not seen:
             return []
         return [{"step": step, **{name: float(value) for name, value in seen.items()}}]
@@ -180,7 +206,8 @@ def train(
         observed = [] if done else note(0)
         order = torch.randperm(len(tokens), generator=generator, device=tokens.device)
         batches = order[: steps * config.batch_size].view(steps, -1)
-        bar = tqdm(batches, desc=f"epoch {epoch}", disable=None, leave=False)
+        no_bar = None if processes.first else True  # None: where there is no terminal
+        bar = tqdm(batches, desc=f"epoch {epoch}", disable=no_bar, leave=False)
         for step, batch in enumerate(bar, done + 1):
             total += take_step(batch)
             observed += note(step)
@@ -193,11 +220,13 @@ def train(
         seconds = time.perf_counter() - began
         record = {"epoch": epoch, "loss": loss, "learning_rate": rate, "seconds": seconds}
         history.append(record | ({"observed": observed} if observe else {}))
-        if checkpoint is not None:
+        processes.check_same("model", model, *model.state_dict().values())
+        if checkpoint is not None and processes.first:
             saved.save(history)
-        if report is not None:
+        if report is not None and processes.first:
             report(f"epoch {epoch:3d}/{config.epochs}  loss {loss:.5f}  {seconds:.1f} s")
     optimizer.zero_grad(set_to_none=True)
+    processes.check_same("history")  # none goes on before the checkpoint is written
     return history
 
 
