@@ -186,9 +186,9 @@ def test_operations_by_hand():
     assert kernels.serving(full, x) is kernels.cpu
     # full rank: keys N^2 d^2 a head, scores and means N^2 d; low rank: queries, keys and output N d
     # r, scores and means N^2 r
-    assert operations(lambda: full.update(x)) == 7 * 2 * H * (N * N * d * d + 2 * N * N * d)
-    assert operations(lambda: low.update(x)) == 7 * 2 * H * (3 * N * d * r + 2 * N * N * r)
+    assert operations(lambda: full.update(x)) == 70 * 2 * H * (N * N * d * d + 2 * N * N * d)
+    assert operations(lambda: low.update(x)) == 70 * 2 * H * (3 * N * d * r + 2 * N * N * r)
     # the rule adds the outer products of the couplings' gradient and dL/da
-    assert operations(lambda: prediction_rule(full, x, x)) == 7 * 2 * H * (
+    assert operations(lambda: prediction_rule(full, x, x)) == 70 * 2 * H * (
         2 * N * N * d * d + 3 * N * N * d
     )
