@@ -72,7 +72,7 @@ def serves(network, x: Tensor) -> bool:
     )
 
 
-def parallel(function):
+def _parallel(function):
     return compiled(function, parallel=True)
 
 
@@ -197,7 +197,7 @@ def _respond_at_site(s, i, beta, hears, lanes, k, az, o, gq, dJ):
                 gemm(k[h, j], s[j].T, dJ[h, i, j], True)
 
 
-@parallel
+@_parallel
 def _full_field(s, J, bias, beta, hears, k, az, o, gq, loss, f):
     for t in prange(len(k)):
         for i in range(t, len(s), len(k)):
@@ -208,7 +208,7 @@ def _full_field(s, J, bias, beta, hears, k, az, o, gq, loss, f):
                 _add(bias[i], f_i, loss.shape[1])
 
 
-@parallel
+@_parallel
 def _full_rule(s, x, weight, J, bias, beta, hears, k, az, o, gq, loss, dJ, db):
     lanes = loss.shape[1]
     for t in prange(len(k)):
@@ -280,7 +280,7 @@ def _respond_in_block(r, U, beta, hears, rank, q, k, g, a, z, o, dq, dk):
             product(z_i.transpose(1, 0, 2), q_i, dkeys, True)
 
 
-@parallel
+@_parallel
 def _low_field(s, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss, f):
     lanes = loss.shape[1]
     for t in prange(len(q)):
@@ -293,7 +293,7 @@ def _low_field(s, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss,
                 _add(bias[i], f[i, :, m : m + lanes], lanes)
 
 
-@parallel
+@_parallel
 def _low_rule(
     s, x, weight, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss, r, dU, dV, db
 ):
@@ -333,7 +333,7 @@ def _low_rule(
 # Between tensors and these.
 
 
-@parallel
+@_parallel
 def _by_site(x, out):
     """(batch, N, d) as (N, d, examples); what fills up the last block is zero."""
     for i in prange(len(out)):

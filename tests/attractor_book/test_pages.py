@@ -381,7 +381,8 @@ def test_the_library_page_has_every_public_name_in_the_order_of_the_readme(parse
     for module in listed:
         for name, value in vars(importlib.import_module(module)).items():
             own = (getattr(value, "__module__", None), getattr(value, "__name__", None))
-            if own == (module, name) and not name.startswith("_") and name != "main":
+            shows = inspect.isroutine(value) or inspect.isclass(value)  # not what numba compiles
+            if own == (module, name) and shows and not name.startswith("_") and name != "main":
                 assert f"{module}.{name}" in ids, f"{module}.{name} has no docstring"
 
 
