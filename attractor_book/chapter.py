@@ -20,8 +20,8 @@ from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.trainer import select_device
 
 
-class Mnist(NamedTuple):
-    """MNIST as tokens: to train on, and to measure on, with the images of the latter."""
+class ImageTokens(NamedTuple):
+    """A data set of images as tokens: to train on, and to measure on, with the images of the latter."""
 
     embedding: PatchEmbedding
     tokens: Tensor
@@ -29,17 +29,19 @@ class Mnist(NamedTuple):
     images: Tensor
 
 
-def mnist(
+def image_tokens(
+    name: str,
     device: torch.device,
     n_train: int | None = None,
     n_test: int | None = None,
     n_validation: int = 0,
     patch_size: int = 7,
     n_frequencies: int | None = None,
-) -> Mnist:
+) -> ImageTokens:
     """Embedding, train tokens, and the tokens and images to measure on.
 
     Args:
+        name: of the data set, for ``load_images``.
         device: where they lie.
         n_train, n_test: the first so many train and test images, all if None.
         n_validation: the last so many train images are left out of training and measured on in
@@ -50,12 +52,18 @@ def mnist(
         ValueError: for one validation image, of which no spread can be told.
     """
     require(n_validation != 1, f"n_validation must be 0 or at least 2, got {n_validation}")
-    train, test = (load_images("MNIST", split).to(device) for split in ("train", "test"))
+    train, test = (load_images(name, split).to(device) for split in ("train", "test"))
     if n_validation:
         train, test = train[:-n_validation], train[-n_validation:]
     embedding = PatchEmbedding(train.shape[-1], patch_size, n_frequencies)
     images = test if n_validation else test[:n_test]
-    return Mnist(embedding, embedding.encode(train[:n_train]), embedding.encode(images), images)
+    tokens, test = embedding.encode(train[:n_train]), embedding.encode(images)
+    return ImageTokens(embedding, tokens, test, images)
+
+
+def mnist(device: torch.device, *sizes, **named) -> ImageTokens:
+    """`image_tokens` of MNIST."""
+    return image_tokens("MNIST", device, *sizes, **named)
 
 
 def require(holds, message: str) -> None:

@@ -1,6 +1,7 @@
 """Measurements on states and trajectories: errors, overlaps, lifetimes, what is reached."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,6 +38,19 @@ def nearest_overlap(x: Tensor, examples: Tensor, block: int = 1000) -> tuple[Ten
 
 
 @torch.no_grad()
+def pixel_error(tokens: Tensor, true: Tensor, sites: Tensor, embedding: PatchEmbedding) -> Tensor:
+    """Mean squared error per pixel on some sites of each example: (batch,).
+
+    Args:
+        tokens: (batch, N, d), predicted.
+        true: (batch, N, P), the pixels of the patches, values in [0, 1].
+        sites: boolean (batch, N).
+        embedding: how tokens are made of pixels.
+    """
+    squares = (embedding.pixels(tokens) - true).square().mean(-1) * sites
+    return squares.sum(-1) / sites.sum(-1)
+
+
 def restoration_error(
     update: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
     tokens: Tensor,
@@ -63,11 +77,7 @@ def restoration_error(
         tokens.split(block), (embedding.pixels(tokens) if pixels is None else pixels).split(block)
     ):
         state, sites = corrupt(x, generator)
-
-        def error(s: Tensor) -> Tensor:
-            squares = (embedding.pixels(s) - true).square().mean(-1) * sites
-            return squares.sum(-1) / sites.sum(-1)
-
+        error = partial(pixel_error, true=true, sites=sites, embedding=embedding)
         errors.append(run(update, state, n_steps, clamped=~sites, observe=error).states)
     return torch.cat(errors, 1)
 

@@ -35,22 +35,44 @@ class BareAttention(_TokenModel):
         return self.attention(z, z, z, need_weights=False)[0]
 
 
+def _block(width: int, n_heads: int) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(
+        width, n_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+
+
 class TransformerBlock(_TokenModel):
     """One transformer block: attention, MLP of 4 x width, residuals, layer norms first (GPT-2)."""
 
     def build(self, width: int, n_heads: int) -> None:
-        self.block = nn.TransformerEncoderLayer(
-            width,
-            n_heads,
-            4 * width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
+        self.block = _block(width, n_heads)
 
     def layer(self, z: Tensor) -> Tensor:
         return self.block(z)
+
+
+class TransformerStack(_TokenModel):
+    """Transformer blocks on top of each other, trained end to end; a last layer norm, as in GPT-2.
+
+    Args:
+        n_layers: different blocks.
+        n_loops: how often the state goes through all of them. With one layer and several loops the
+            weights are tied over depth (a looped, or universal, transformer).
+    """
+
+    def __init__(self, *sizes: int, n_layers: int = 2, n_loops: int = 1, seed: int = 0):
+        self.n_layers, self.n_loops = n_layers, n_loops
+        super().__init__(*sizes, seed=seed)
+
+    def build(self, width: int, n_heads: int) -> None:
+        self.blocks = nn.ModuleList(_block(width, n_heads) for _ in range(self.n_layers))
+        self.norm = nn.LayerNorm(width)
+
+    def layer(self, z: Tensor) -> Tensor:
+        for _ in range(self.n_loops):
+            for block in self.blocks:
+                z = block(z)
+        return self.norm(z)
 
 
 class EnergyTransformer(_TokenModel):

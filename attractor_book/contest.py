@@ -1,0 +1,144 @@
+"""The contest at convergence: who takes part, and how each is trained (notebook 19_verdict)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from attractor_book.contenders import n_parameters
+from attractor_lib.analysis import pixel_error
+from attractor_lib.baselines import (
+    BareAttention,
+    TransformerBlock,
+    TransformerStack,
+    backpropagation,
+)
+from attractor_lib.trainer import TrainingConfig, train
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # (state, sites) -> tokens
+Watch = Callable[[Predict], float]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, and what its training took.
+
+    Attributes:
+        predict: (state, sites) -> tokens.
+        parameters: numbers that were trained, all stages before included.
+        curve: one record an epoch of the last stage: epoch, loss, seconds, and error on the images
+            left out.
+    """
+
+    predict: Predict
+    parameters: int
+    curve: list[dict]
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """A model trained by backpropagation, as practitioners do: AdamW, warm-up, cosine.
+
+    Attributes:
+        family: what figures call it.
+        make: (n_sites, dim, seed) -> the model.
+        learning_rate: tuned.
+    """
+
+    family: str
+    make: Callable[..., nn.Module]
+    learning_rate: float
+
+    def fit(
+        self, tokens: Tensor, corrupt: Callable, config: TrainingConfig, watch: Watch
+    ) -> Iterator[Trained]:
+        """The model, trained on clean tokens (n, N, d); config's rate is times the tuned one."""
+        model = self.make(*tokens.shape[1:], seed=config.seed).to(tokens.device)
+        config = replace(
+            config,
+            learning_rate=config.learning_rate * self.learning_rate,
+            optimizer="AdamW",
+            weight_decay=0.01,
+            warmup=0.05,
+        )
+
+        def predict(state: Tensor, sites: Tensor) -> Tensor:
+            with torch.no_grad():
+                return model(state)
+
+        curve = watched(model, backpropagation, tokens, corrupt, config, lambda: watch(predict))
+        yield Trained(predict, n_parameters(model), curve)
+
+
+def watched(model, rule, tokens, corrupt, config: TrainingConfig, error: Callable) -> list[dict]:
+    """The history of a training, with error() after each epoch."""
+    steps = len(tokens) // config.batch_size
+
+    def observe(_, step: int) -> dict | None:
+        return {"error": error()} if step and step % steps == 0 else None
+
+    history = train(model, rule, tokens, corrupt, config, observe=observe, report=None)
+    return [
+        {**{name: record[name] for name in ("epoch", "loss", "seconds")}, **record["observed"][-1]}
+        for record in history
+    ]
+
+
+def stack(width: int, learning_rate: float, **depth: int) -> EndToEnd:
+    """Blocks of that width on top of each other (`TransformerStack`)."""
+
+    def make(n_sites: int, dim: int, seed: int) -> nn.Module:
+        return TransformerStack(n_sites, dim, width, seed=seed, **depth)
+
+    looped = depth.get("n_loops", 1) > 1
+    family = "looped block" if looped else "block" if depth["n_layers"] == 1 else "stack of blocks"
+    return EndToEnd(family, make, learning_rate)
+
+
+def plain(kind: type, family: str, width: int, learning_rate: float) -> EndToEnd:
+    """A single layer of ``attractor_lib.baselines``, without a last norm."""
+
+    def make(n_sites: int, dim: int, seed: int) -> nn.Module:
+        return kind(n_sites, dim, width, seed=seed)
+
+    return EndToEnd(family, make, learning_rate)
+
+
+ENTRANTS = {
+    "bare attention 128": plain(BareAttention, "bare attention", 128, 4e-3),
+    "block 64, no last norm": plain(TransformerBlock, "block", 64, 4e-3),
+    **{f"block {width}": stack(width, 4e-3, n_layers=1) for width in (32, 64, 128, 256)},
+    **{
+        f"stack {n} x {width}": stack(width, 4e-3, n_layers=n) for n in (2, 4) for width in (32, 64)
+    },
+    **{f"looped {n} x 64": stack(64, 4e-3, n_layers=1, n_loops=n) for n in (2, 4)},
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Corrupted images to restore, the same for everyone.
+
+    Args:
+        tokens: clean (n, N, d).
+        pixels: of their patches (n, N, P).
+        corrupt: as for ``attractor_lib.trainer.train``.
+        embedding: how tokens are made of pixels.
+        seed: of the corruption.
+    """
+
+    tokens: Tensor
+    pixels: Tensor
+    corrupt: Callable
+    embedding: object
+    seed: int = 0
+
+    def errors(self, predict: Predict, block: int = 1000) -> Tensor:
+        """The mean squared error per pixel on the corrupted sites of each image: (n,)."""
+        generator = torch.Generator(self.tokens.device).manual_seed(self.seed)
+        errors = []
+        for x, true in zip(self.tokens.split(block), self.pixels.split(block)):
+            state, sites = self.corrupt(x, generator)
+            errors.append(pixel_error(predict(state, sites), true, sites, self.embedding))
+        return torch.cat(errors)
