@@ -21,7 +21,7 @@ from attractor_lib.trainer import select_device
 
 
 class ImageTokens(NamedTuple):
-    """A data set of images as tokens: to train on, and to measure on, with the images of the latter."""
+    """Images as tokens: to train on, and to measure on, with the images of the latter."""
 
     embedding: PatchEmbedding
     tokens: Tensor

@@ -17,9 +17,9 @@ from attractor_lib.baselines import (
     TransformerBlock,
     backpropagation,
 )
+from attractor_lib.cascade import AfterStages, Cascade
 from attractor_lib.couplings import SharedFactors
 from attractor_lib.learning import prediction_rule
-from attractor_lib.learning.own_trajectory import AfterStages
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import Rule, TrainingConfig, train
 
@@ -66,16 +66,16 @@ class Contender:
             lr_factor: times its learning rate.
             report: as for `train`.
         """
-        stages = []
+        cascade = Cascade()
         for t in range(self.n_stages):
             seed = config.seed + 1000 * t
             stage = self.make(*tokens.shape[1:], seed).to(tokens.device)
-            after = AfterStages(tuple(map(update_of, stages)), corrupt)
+            after = AfterStages(cascade, corrupt) if t else corrupt
             rate = lr_factor * self.learning_rate
             own = replace(config, learning_rate=rate, frozen=self.frozen, seed=seed)
-            train(stage, self.rule, tokens, after if stages else corrupt, own, report=report)
-            stages.append(stage)
-        return stages
+            train(stage, self.rule, tokens, after, own, report=report)
+            cascade.add(stage)
+        return list(cascade.stages)
 
 
 def attractor(

@@ -14,7 +14,7 @@ from torch import Tensor, einsum, nn
 
 from attractor_lib.couplings import Full, LowRank
 from attractor_lib.kernels import accelerated, in_blocks
-from attractor_lib.states import Sphere
+from attractor_lib.states import Sphere, is_finite
 
 # The potential phi of a site's scores t_j, which are -inf where it does not hear j: a local energy
 # is made of it, its gradient is the attention a, and its second derivative says how attention
@@ -87,6 +87,10 @@ class AttractorNetwork(nn.Module):
         a^h_i<-j = dphi/dt_ij                                 the attention, a softmax over j
         x_i(t+1) = P[ -de_i/dx_i ] = P[ sum_h sum_j a^h_i<-j J^h_ij x_j + b_i + gamma x_i ]
 
+    With n_known > 0 a token is [x_i; z_i]: a spin and n_known components that are known. They take
+    part in queries and keys, but e_i is an energy of x_i alone: fields and biases have the spin's
+    components, and no update moves z_i.
+
     Args:
         n_sites: N >= 2, the number of sites (tokens).
         dim: d >= 1, the number of components of a token.
@@ -101,11 +105,13 @@ class AttractorNetwork(nn.Module):
             A causal chain has j < i; h_i then still asks with x_i itself, so hide the token that is
             to be predicted. A site that hears none has its bias alone. Where i hears itself, its
             update is no longer minus the derivative of its own energy. Not in the state_dict.
-        space: where tokens live, `Sphere` (the default), or `Flat`: any norm, and no P.
+        space: where spins live, `Sphere` (the default), or `Flat`: any norm, and no P.
+        n_known: the last so many of the dim components are known: finite numbers of any size.
 
     Attributes:
         couplings: J and its parameters; ``couplings.dense()`` is J (heads, N, N, d, d).
-        bias: (N, d), the field b_i of a site alone. Starts at zero.
+        bias: (N, d), the field b_i of a site alone, (N, d - n_known) if some are known. Starts at
+            zero.
         phi: the potential. `hears`, `space`, `beta` and `gamma` are as given, too, and `at` gives
             the same network at another beta or gamma.
 
@@ -132,13 +138,17 @@ class AttractorNetwork(nn.Module):
         potential=LogSumExp(),
         hears: Tensor | None = None,
         space=Sphere(),
+        n_known: int = 0,
     ):
         super().__init__()
         least = {"n_sites": (n_sites, 2), "dim": (dim, 1), "n_heads": (n_heads, 1)}
         for name, (value, low) in (least | ({} if rank is None else {"rank": (rank, 1)})).items():
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+        if not isinstance(n_known, int) or not 0 <= n_known < dim:
+            raise ValueError(f"n_known must be from 0 to dim - 1 = {dim - 1}, got {n_known!r}")
         self.n_sites, self.dim, self.phi, self.space = n_sites, dim, potential, space
+        self.n_known, self.n_free = n_known, dim - n_known
         self._set(beta, gamma)
         if couplings is None:
             sizes = n_heads, n_sites, dim
@@ -161,7 +171,7 @@ class AttractorNetwork(nn.Module):
             if isinstance(part, type | str):
                 raise ValueError(f"{name} must be an object such as LogSumExp(), got {part!r}")
         self.couplings = couplings
-        bias = next(couplings.parameters()).new_zeros(n_sites, dim)
+        bias = next(couplings.parameters()).new_zeros(n_sites, self.n_free)
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("_hears", None, persistent=False)
         self.hears = ~torch.eye(n_sites, dtype=torch.bool) if hears is None else hears
@@ -228,7 +238,18 @@ class AttractorNetwork(nn.Module):
                 f"{name} must be {self.bias.dtype} on {self.bias.device} like the network, got "
                 f"{x.dtype} on {x.device}"
             )
-        return self.space.check(x, name)
+        if self.n_known and not is_finite(x):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        self.space.check(self.spins(x), name)
+        return x
+
+    def spins(self, x: Tensor) -> Tensor:
+        """The tokens' components that are not known: (..., d) to (..., d - n_known)."""
+        return x[..., : self.n_free] if self.n_known else x
+
+    def with_known(self, spins: Tensor, x: Tensor) -> Tensor:
+        """These spins beside what is known in x (..., d)."""
+        return torch.cat([spins, x[..., self.n_free :]], -1) if self.n_known else spins
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """t_ij = beta q_i . k_ij (batch, heads, N, N), and -inf where i does not hear j."""
@@ -240,7 +261,7 @@ class AttractorNetwork(nn.Module):
         return a if self.all_hear else a.masked_fill(~self.hears, 0)
 
     def energies(self, t: Tensor, x: Tensor) -> Tensor:
-        """e_i (batch, N) of scores t and tokens x."""
+        """e_i (batch, N) of scores t and spins x."""
         phi = self.phi.value(t)
         phi = phi if self.all_hear else phi.masked_fill(~self.hears.any(-1), 0)
         return (
@@ -250,7 +271,8 @@ class AttractorNetwork(nn.Module):
     @in_blocks
     def local_energies(self, x: Tensor) -> Tensor:
         """e_i(x) (batch, N), dimensionless."""
-        return self.energies(self.scores(self.couplings.queries(x), self.couplings.keys(x)), x)
+        t = self.scores(self.couplings.queries(x), self.couplings.keys(x))
+        return self.energies(t, self.spins(x))
 
     @in_blocks
     def attention(self, x: Tensor) -> Tensor:
@@ -263,11 +285,31 @@ class AttractorNetwork(nn.Module):
         """h_i(x) = sum_h sum_j a^h_i<-j J^h_ij x_j + b_i (batch, N, d), without the gamma term."""
         q, k = self.couplings.queries(x), self.couplings.keys(x)
         o = einsum("mhij,mhijr->mhir", self.weights(self.scores(q, k)), k)
-        return self.couplings.read_out(o) + self.bias
+        return self.spins(self.couplings.read_out(o)) + self.bias
+
+    @accelerated
+    @in_blocks
+    def pooled(self, x: Tensor, read: Tensor) -> Tensor:
+        """W_i o_i, what is read out of the pooled keys o^h_i = sum_j a^h_i<-j k^h_ij of all heads.
+
+        Args:
+            x: a state (batch, N, d).
+            read: W (N, n, heads r), a matrix for each site; that of the field is U_i^T.
+
+        Returns:
+            (batch, N, n).
+        """
+        q, k = self.couplings.queries(x), self.couplings.keys(x)
+        o = einsum("mhij,mhijr->mihr", self.weights(self.scores(q, k)), k)
+        return einsum("inc,mic->min", read, o.flatten(2))
 
     def update(self, x: Tensor) -> Tensor:
-        """x(t+1) = P[h(x) + gamma x] (batch, N, d). A site without any field stays where it is."""
-        return self.space.project(self.field(x) + self.gamma * x, otherwise=x)
+        """x(t+1) = P[h(x) + gamma x] (batch, N, d). A site without any field stays where it is, and
+        what is known stays as it is.
+        """
+        spins = self.spins(x)
+        new = self.space.project(self.field(x) + self.gamma * spins, otherwise=spins)
+        return self.with_known(new, x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.update(x)
@@ -279,5 +321,5 @@ class AttractorNetwork(nn.Module):
         return (
             f"n_sites={self.n_sites}, dim={self.dim}, beta={self.beta}, gamma={self.gamma}, "
             f"potential={self.phi}, hears={'others' if self.hears.equal(others) else some}, "
-            f"space={self.space}"
+            f"space={self.space}" + (f", n_known={self.n_known}" if self.n_known else "")
         )

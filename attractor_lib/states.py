@@ -85,9 +85,10 @@ def check_example(network, state: Tensor, target: Tensor, sites: Tensor | None) 
     network.check(state, "state")
     if len(state) == 0:
         raise ValueError("state must hold at least one example, got an empty batch")
-    if (target.shape, target.dtype, target.device) != (state.shape, state.dtype, state.device):
+    shape = network.spins(state).shape
+    if (target.shape, target.dtype, target.device) != (shape, state.dtype, state.device):
         raise ValueError(
-            f"target must be {state.dtype} of shape {tuple(state.shape)} on {state.device}, "
+            f"target must be {state.dtype} of shape {tuple(shape)} on {state.device}, "
             f"got {target.dtype} of shape {tuple(target.shape)} on {target.device}"
         )
     if target is not state and not is_finite(target):

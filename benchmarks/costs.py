@@ -10,8 +10,8 @@ from measure import example, interleaved, spread, training_step
 
 from attractor_book.contenders import CONTENDERS, n_parameters, update_of
 from attractor_lib.analysis import operations
+from attractor_lib.cascade import AfterStages, Cascade
 from attractor_lib.corruption import HideTokens, mean_token
-from attractor_lib.learning.own_trajectory import AfterStages
 
 BATCH = 250
 PROFILES = {
@@ -41,7 +41,7 @@ def costs(device, rounds, n_sites, dim):
         )
         if contender.n_stages > 1:
             functions[contender.make, "update"] = lambda model=model: AfterStages(
-                (update_of(model),), hide
+                Cascade().add(model), hide
             )(tokens, generator)
     functions["hide"] = lambda: hide(tokens, generator)
     of = interleaved(functions, rounds, device).items()

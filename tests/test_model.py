@@ -416,3 +416,78 @@ def test_the_own_energy_lies_below_its_tangent_and_a_lone_update_lowers_it(rank,
         assert (network.local_energies(there)[:, i] <= bound + 1e-12).all()
         least = (g.norm(dim=-1) + network.gamma) / 2 * (updated - x)[:, i].square().sum(-1)
         assert (before - after >= least - 1e-12).all() and (least > 1e-3).any()
+
+
+KNOWN = 4
+
+
+def with_known_components(rank):
+    """A network whose last components are known, the same one without that, and a state."""
+    knowing, plain = (
+        AttractorNetwork(N, D, HEADS, rank, 1.7, 0.3, n_known=n, space=Flat()) for n in (KNOWN, 0)
+    )
+    knowing, plain = randomised(knowing), randomised(plain)
+    plain.couplings.load_state_dict(knowing.couplings.state_dict())
+    plain.bias[:, : D - KNOWN] = knowing.bias
+    return knowing, plain, 1.3 * random_states(BATCH, N, D)
+
+
+@pytest.mark.parametrize("kernel", [(), ("batched",), ("cpu",)])
+@pytest.mark.parametrize("rank", [None, RANK])
+def test_what_is_known_asks_and_is_heard_but_does_not_move(rank, kernel, monkeypatch):
+    monkeypatch.setattr(kernels.cpu, "FEWEST", 1)
+    knowing, plain, x = with_known_components(rank)
+    with kernels.only(*kernel):
+        field, update = knowing.field(x), knowing.update(x)
+    torch.testing.assert_close(field, plain.field(x)[..., :-KNOWN], atol=1e-12, rtol=0)
+    assert torch.equal(update[..., -KNOWN:], x[..., -KNOWN:])
+    torch.testing.assert_close(
+        update[..., :-KNOWN], field + 0.3 * x[..., :-KNOWN], atol=1e-12, rtol=0
+    )
+
+
+@pytest.mark.parametrize("rank", [None, RANK])
+def test_the_energy_of_a_spin_that_knows_has_the_field_as_its_derivative(rank):
+    knowing, _, x = with_known_components(rank)
+    for i in range(N):
+        spin = x[:, i, :-KNOWN].clone().requires_grad_()
+        tokens = x.clone()
+        tokens[:, i, :-KNOWN] = spin
+        (g,) = torch.autograd.grad(knowing.local_energies(tokens)[:, i].sum(), spin)
+        field = knowing.field(x)[:, i] + 0.3 * x[:, i, :-KNOWN]
+        torch.testing.assert_close(-g, field, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [(), ("batched",), ("cpu",)])
+@pytest.mark.parametrize("rank", [None, RANK])
+def test_pooled_keys_are_read_site_by_site(rank, kernel, monkeypatch):
+    monkeypatch.setattr(kernels.cpu, "FEWEST", 1)
+    network, x = random_network(rank), random_states(BATCH, N, D)
+    a, k = network.attention(x), network.couplings.keys(x)
+    read = torch.randn(N, 2, HEADS * k.shape[-1], dtype=torch.float64)
+    o = [[[sum(a[m, h, i, j] * k[m, h, i if rank is None else 0, j] for j in range(N))
+           for h in range(HEADS)] for i in range(N)] for m in range(BATCH)]  # fmt: skip
+    expected = torch.stack(
+        [torch.stack([read[i] @ torch.cat(o[m][i]) for i in range(N)]) for m in range(BATCH)]
+    )
+    with kernels.only(*kernel):
+        torch.testing.assert_close(network.pooled(x, read), expected, atol=1e-12, rtol=0)
+    of_field = network.couplings.read_out_matrix()
+    torch.testing.assert_close(
+        network.pooled(x, of_field) + network.bias, network.field(x), atol=1e-12, rtol=0
+    )
+
+
+def test_what_is_known_may_have_any_norm_but_must_be_finite():
+    network = AttractorNetwork(N, D, n_known=KNOWN).double()
+    x = 1.3 * random_states(BATCH, N, D)
+    with pytest.raises(ValueError, match="norm 1"):
+        network.field(x)
+    x[..., :-KNOWN] /= x[..., :-KNOWN].norm(dim=-1, keepdim=True)
+    assert network.field(x).shape == (BATCH, N, D - KNOWN)
+    x[0, 0, -1] = math.nan
+    with pytest.raises(ValueError, match="finite"):
+        network.field(x)
+    for n_known in (-1, D, 1.0):
+        with pytest.raises(ValueError, match="n_known must be from 0 to dim - 1"):
+            AttractorNetwork(N, D, n_known=n_known)

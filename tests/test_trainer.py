@@ -16,12 +16,13 @@ from conftest import random_states
 
 from attractor_lib import checkpoint
 from attractor_lib.baselines import BareAttention, TransformerBlock, backpropagation
+from attractor_lib.cascade import AfterStages, Cascade
 from attractor_lib.checkpoint import state_of
 from attractor_lib.corruption import AddNoise, HideTokens, mean_token, no_corruption
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.learning import energy_rule, prediction_rule
 from attractor_lib.learning.contrastive import ContrastiveDivergence, GibbsSampler, own_update
-from attractor_lib.learning.own_trajectory import AfterStages, OwnTrajectory, PersistentTrajectories
+from attractor_lib.learning.own_trajectory import OwnTrajectory, PersistentTrajectories
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, select_device, train
 
@@ -227,7 +228,11 @@ def test_a_corruption_that_carries_something_has_it_saved_too(tokens, tmp_path):
         def load_state_dict(self, state):
             self.calls = state["calls"]
 
-    for wrap in (lambda c: c, lambda c: AfterStages((), c), lambda c: OwnTrajectory(abs, c, 1, 0)):
+    for wrap in (
+        lambda c: c,
+        lambda c: AfterStages(Cascade(), c),
+        lambda c: OwnTrajectory(abs, c, 1, 0),
+    ):
         path, config = tmp_path / "c.pt", TrainingConfig(epochs=1, batch_size=64)
         train(network(), prediction_rule, tokens, wrap(EveryOther()), config, path, report=None)
         resumed = EveryOther()
@@ -287,7 +292,7 @@ def test_names_are_those_that_another_process_finds_and_differ_where_the_rules_d
         *(PersistentTrajectories(ContrastiveDivergence(own_update, n)) for n in (1, 2)),
         *(OwnTrajectory(abs, corrupt, 2) for corrupt in (no_corruption, hide_one, noise)),
         *(OwnTrajectory(abs, no_corruption, n) for n in (1, 3)),
-        *(AfterStages((abs,) * n, hide_one) for n in (0, 1, 2)),
+        *(AfterStages(c, hide_one) for c in (Cascade(), Cascade().add(torch.nn.Tanh()))),
     ]
     names = [checkpoint.lasting_name(part, "part") for part in parts]
     assert len(set(names)) == len(names) and names[0] == "nested"

@@ -10,10 +10,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from attractor_lib.states import blocks
 
-COMPUTES = "field", "prediction_rule", "energy_rule"
+COMPUTES = "field", "pooled", "prediction_rule", "energy_rule"
 
 
 def serves(network, x: Tensor) -> bool:
@@ -114,16 +115,24 @@ def _add_outer(total: Tensor, d: Tensor, s: Tensor) -> None:
 
 def field(network, x: Tensor) -> Tensor:
     """`AttractorNetwork.field` of a valid state x (batch, N, d)."""
-    layout, parts = _Layout(network), []
+    return torch.cat([_read_out(network, o) for o in _pooled(network, x)])
+
+
+def pooled(network, x: Tensor, read: Tensor) -> Tensor:
+    """`AttractorNetwork.pooled` of a valid state x (batch, N, d)."""
+    parts = (o.permute(2, 0, 1, 3).flatten(2) for o in _pooled(network, x))
+    return torch.cat([(o @ read.mT).transpose(0, 1) for o in parts])
+
+
+def _pooled(network, x: Tensor):
+    layout = _Layout(network)
     for (b,) in blocks(network, x):
         k = layout.keys(b)
-        o = layout.pooled(network.weights(layout.scores(layout.queries(b), k)), k)
-        parts.append(_read_out(network, o))
-    return torch.cat(parts)
+        yield layout.pooled(network.weights(layout.scores(layout.queries(b), k)), k)
 
 
 def _read_out(network, o: Tensor) -> Tensor:
-    return network.couplings.read_out(o) + network.bias
+    return network.spins(network.couplings.read_out(o)) + network.bias
 
 
 def prediction_rule(
@@ -139,10 +148,10 @@ def prediction_rule(
         o = layout.pooled(a, k)
         r = (_read_out(network, o) - x) * chosen[..., None]
         loss += r.square().sum() / 2
-        r /= len(state)
+        r = F.pad(r / len(state), (0, network.n_known))
         g = layout.queries(r)
         z = network.phi.response(t, a, layout.products(g, k)).mul_(network.beta)
-        db += r.sum(0)
+        db += network.spins(r).sum(0)
         of_queries = [] if layout.pairwise else [(o, r), (layout.pooled(z, k), s)]
         sums.add(s, of_queries, layout.keys_gradient(k, (a, g), (z, q)))
     return loss / len(state), sums.by_name(), db
@@ -155,14 +164,15 @@ def energy_rule(
     layout = _Layout(network)
     sums, loss, db = _Sums(layout), state.new_zeros(()), torch.zeros_like(network.bias)
     for s, x, chosen in blocks(network, state, target, sites):
-        q, k = layout.queries(x), layout.keys(s)
+        tokens = network.with_known(x, s)
+        q, k = layout.queries(tokens), layout.keys(s)
         t = layout.scores(q, k)
         loss += (network.energies(t, x) * chosen).sum()
         a = (network.weights(t) / -len(state)).mul_(chosen[:, None, :, None])
         db -= (x * chosen[..., None]).sum(0) / len(state)
         sums.add(
             s,
-            [] if layout.pairwise else [(layout.pooled(a, k), x)],
+            [] if layout.pairwise else [(layout.pooled(a, k), tokens)],
             layout.keys_gradient(k, (a, q)),
         )
     return loss / len(state), sums.by_name(), db

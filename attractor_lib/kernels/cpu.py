@@ -29,8 +29,9 @@ Memory does not grow with the batch beyond `EXAMPLES`.
 
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 
 import numba
 import numpy as np
@@ -39,6 +40,7 @@ from numba import prange
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from attractor_lib.kernels import batched
 from attractor_lib.kernels.lanes import (
     compiled,
     everywhere,
@@ -53,7 +55,7 @@ from attractor_lib.kernels.lanes import (
 )
 from attractor_lib.states import builds_graph
 
-COMPUTES = "field", "prediction_rule"
+COMPUTES = "field", "pooled", "prediction_rule"
 FEWEST = 16  # examples; of fewer, the batched products are as fast
 EXAMPLES = 1024  # that are laid out at a time, at most
 CACHE = 2**18  # numbers of one thread's keys at full rank, or of all that low rank leaves in o
@@ -62,9 +64,13 @@ ROWS = 16  # sites whose scores are held at a time, at low rank
 
 
 def serves(network, x: Tensor) -> bool:
-    """Softmax, on a CPU, in single or double precision, not few examples, no graph to build."""
+    """Softmax, on a CPU, in single or double precision, not few examples, no graph to build.
+
+    At full rank, nothing may be known beside the spins.
+    """
     return (
         network.phi.fused
+        and not (network.couplings.pairwise and network.n_known)
         and len(x) >= FEWEST
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
@@ -223,8 +229,8 @@ def _full_rule(s, x, weight, J, bias, beta, hears, k, az, o, gq, loss, dJ, db):
                 _sum(r, az[t, 0, 0, :1, :lanes], db[i])
 
 
-# Low rank: for one vector of examples, s, r (N, d, lanes), q, k, g, o, dq, dk (N, heads r, lanes);
-# a, z (ROWS, N, lanes).
+# Low rank: for one vector of examples, s (N, d, lanes), r (N, d - n_known, lanes), q, k, g, o, dq,
+# dk (N, heads r, lanes); a, z (ROWS, N, lanes).
 
 
 @kernel
@@ -257,7 +263,7 @@ def _attend_in_block(s, U, V, beta, hears, rank, q, k, a, o):
 @kernel
 def _respond_in_block(r, U, beta, hears, rank, q, k, g, a, z, o, dq, dk):
     for i in range(len(r)):
-        gemm(U[i], r[i], g[i], False)
+        gemm(U[i, :, : r.shape[1]], r[i], g[i], False)
         for c in range(dk.shape[1]):
             store(dk, i, c, everywhere(dk, 0))
     for i in range(0, len(r), len(a)):
@@ -281,7 +287,7 @@ def _respond_in_block(r, U, beta, hears, rank, q, k, g, a, z, o, dq, dk):
 
 
 @_parallel
-def _low_field(s, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss, f):
+def _low_pooled(s, W, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss, f):
     lanes = loss.shape[1]
     for t in prange(len(q)):
         for m in range(t * lanes, s.shape[2], len(q) * lanes):
@@ -289,8 +295,7 @@ def _low_field(s, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, loss,
                 s[:, :, m : m + lanes], U, V, beta, hears, rank, q[t], k[t], a[t], g[t]
             )
             for i in range(len(s)):
-                gemm(U[i].T, g[t, i], f[i, :, m : m + lanes], False)
-                _add(bias[i], f[i, :, m : m + lanes], lanes)
+                gemm(W[i], g[t, i], f[i, :, m : m + lanes], False)
 
 
 @_parallel
@@ -304,7 +309,7 @@ def _low_rule(
             s_m, r_m, o_m = s[:, :, now], r[:, :, now], o[:, :, now]
             _attend_in_block(s_m, U, V, beta, hears, rank, q[t], k[t], a[t], o_m)
             for i in range(len(s)):
-                gemm(U[i].T, o_m[i], r_m[i], False)
+                gemm(U[i, :, : r.shape[1]].T, o_m[i], r_m[i], False)
                 loss_m = loss[m // lanes : m // lanes + 1]
                 _residual(r_m[i], bias[i], x[i, :, now], weight[i, :, now], loss_m)
             _respond_in_block(
@@ -324,7 +329,7 @@ def _low_rule(
             )
     for t in prange(len(q)):
         for i in range(t, len(s), len(q)):
-            gemm(o[i], r[i].T, dU[i], True)
+            gemm(o[i], r[i].T, dU[i, :, : r.shape[1]], True)
             gemm(dq[i], s[i].T, dU[i], True)
             gemm(dk[i], s[i].T, dV[i], True)
             _sum(r[i], a[t, 0, :1], db[i])
@@ -346,49 +351,63 @@ def _by_site(x, out):
 
 
 class _Workspace:
-    """Arrays kept from call to call: fresh memory costs as much as a pass. One caller at a time."""
+    """Arrays for networks and batches of one size."""
 
-    plan, lock = None, threading.Lock()
-
-    @contextmanager
-    def ready_for(self, network, batch: int):
-        """With arrays for that batch; threads share the work, each with a BLAS of one thread.
-
-        Afterwards torch and numba have as many threads as before.
-        """
-        of_torch, of_numba = torch.get_num_threads(), numba.get_num_threads()
-        try:
-            with self.lock, _blas().limit(limits=1, user_api="blas"):
-                self._prepare(network, batch, min(of_torch, numba.config.NUMBA_NUM_THREADS))
-                if network.couplings.pairwise:
-                    self.aside[0].fill(0)  # the keys of sites that are not heard
-                numba.set_num_threads(self.threads)
-                try:
-                    yield self
-                finally:
-                    numba.set_num_threads(of_numba)
-        finally:  # last: where both use the same OpenMP, numba sets torch's, and so does the limit
-            torch.set_num_threads(of_torch)
-
-    def _prepare(self, network, batch: int, threads: int) -> None:
-        c, dtype = network.couplings, network.bias.detach().numpy().dtype
-        H, N, D, lanes = c.n_heads, c.n_sites, c.dim, n_lanes(dtype)
-        rank = None if c.pairwise else c.rank
-        if self.plan == (plan := (H, N, D, rank, dtype, batch, threads)):
-            return
-        self.plan, self.lanes = plan, lanes
-        make = _full_arrays if c.pairwise else _low_arrays
-        self.examples, self.threads, self.size, shapes = make(batch, H, N, D, rank, lanes, threads)
-        wide = self.examples + lanes * (self.examples // lanes % 2 == 0)
-        flat = [(N, D, wide), (N, D, wide), (N, D, wide), (N, 1, wide)]
-        self.s, self.x, self.f, self.weight = (
-            np.empty(shape, dtype)[..., : self.examples] for shape in flat
+    def __init__(self, heads, n_sites, dim, n_free, rank, dtype, batch, threads):
+        lanes = n_lanes(dtype)
+        make = _full_arrays if rank is None else _low_arrays
+        self.examples, self.threads, self.size, shapes = make(
+            batch, heads, n_sites, dim, rank, lanes, threads
         )
-        self.aside = tuple(np.empty(shape, dtype) for shape in shapes)
-        self.loss = self.aside[-1]
+        # no power of two, else what lies side by side falls on the same lines of the cache
+        self.wide = self.examples + lanes * (self.examples // lanes % 2 == 0)
+        self.n_sites, self.dtype = n_sites, dtype
+        self.s, self.x, self.f, self.weight = map(self.by_site, (dim, n_free, n_free, 1))
+        self.fields = {}
+        aside = (np.empty(shape, dtype) for shape in shapes)
         self.aside = tuple(
-            x[..., : self.examples] if x.shape[-1] == wide else x for x in self.aside
+            x[..., : self.examples] if x.shape[-1] == self.wide else x for x in aside
         )
+        self.loss = self.aside[-1]
+
+    def by_site(self, n: int) -> np.ndarray:
+        """A new array (N, n, examples)."""
+        return np.empty((self.n_sites, n, self.wide), self.dtype)[..., : self.examples]
+
+    def field(self, n: int) -> np.ndarray:
+        """An array (N, n, examples), the same one for the same n."""
+        if n not in self.fields:
+            self.fields[n] = self.by_site(n)
+        return self.fields[n]
+
+
+_workspace = lru_cache(maxsize=8)(_Workspace)  # fresh memory costs as much as a pass
+_lock = threading.Lock()  # one caller at a time
+
+
+@contextmanager
+def _ready_for(network, batch: int):
+    """With arrays for that batch; threads share the work, each with a BLAS of one thread.
+
+    Afterwards torch and numba have as many threads as before.
+    """
+    of_torch, of_numba = torch.get_num_threads(), numba.get_num_threads()
+    c, threads = network.couplings, min(of_torch, numba.config.NUMBA_NUM_THREADS)
+    try:
+        with _lock, _blas().limit(limits=1, user_api="blas"):
+            work = _workspace(
+                *(c.n_heads, c.n_sites, c.dim, network.n_free, None if c.pairwise else c.rank),
+                *(network.bias.detach().numpy().dtype, batch, threads),
+            )
+            if c.pairwise:
+                work.aside[0].fill(0)  # the keys of sites that are not heard
+            numba.set_num_threads(work.threads)
+            try:
+                yield work
+            finally:
+                numba.set_num_threads(of_numba)
+    finally:  # last: where both use the same OpenMP, numba sets torch's, and so does the limit
+        torch.set_num_threads(of_torch)
 
 
 def _whole(n: int, of: int) -> int:
@@ -416,19 +435,31 @@ def _low_arrays(batch, H, N, D, rank, lanes, threads):
     return examples, threads, lanes, shapes
 
 
-_workspace = _Workspace()
-
-
 def field(network, x: Tensor) -> Tensor:
     """`AttractorNetwork.field` of a valid state x (batch, N, d)."""
-    out = torch.empty(x.shape, dtype=x.dtype)
-    run = _full_field if network.couplings.pairwise else _low_field
-    with _workspace.ready_for(network, len(x)) as work, _told_of_compilation(run):
-        given = _parameters(network)
-        for part, f in zip(x.split(work.examples), out.split(work.examples)):
+    c = network.couplings
+    if c.pairwise:
+        return _by_examples(_full_field, network, x, network.n_free, _parameters(network))
+    return pooled(network, x, c.read_out_matrix()[:, : network.n_free]) + network.bias
+
+
+def pooled(network, x: Tensor, read: Tensor) -> Tensor:
+    """`AttractorNetwork.pooled` of a valid state x (batch, N, d)."""
+    if network.couplings.pairwise:
+        return batched.pooled(network, x, read)
+    given = read.detach().contiguous().numpy(), *_parameters(network)
+    return _by_examples(_low_pooled, network, x, read.shape[1], given)
+
+
+def _by_examples(run: Callable, network, x: Tensor, n: int, given: tuple) -> Tensor:
+    """What a compiled function makes of x: (batch, N, n)."""
+    out = torch.empty((*x.shape[:2], n), dtype=x.dtype)
+    with _ready_for(network, len(x)) as work, _told_of_compilation(run):
+        f = work.field(n)
+        for part, to in zip(x.split(work.examples), out.split(work.examples)):
             _by_site(part.detach().contiguous().numpy(), work.s)
-            run(work.s, *given, *work.aside, work.f)
-            f.copy_(torch.from_numpy(work.f).movedim(-1, 0)[: len(f)])
+            run(work.s, *given, *work.aside, f)
+            to.copy_(torch.from_numpy(f).movedim(-1, 0)[: len(to)])
     return out
 
 
@@ -441,7 +472,7 @@ def prediction_rule(
     sums = [torch.zeros(w.shape, dtype=db.dtype) for w in given[: 1 if c.pairwise else 2]]
     weight = sites.to(state.dtype)[..., None] / len(state)
     run = _full_rule if c.pairwise else _low_rule
-    with _workspace.ready_for(network, len(state)) as work, _told_of_compilation(run):
+    with _ready_for(network, len(state)) as work, _told_of_compilation(run):
         for parts in zip(*(t.split(work.examples) for t in (state, target, weight)), strict=True):
             for part, out in zip(parts, (work.s, work.x, work.weight), strict=True):
                 _by_site(part.detach().contiguous().numpy(), out)

@@ -63,42 +63,6 @@ class OwnTrajectory:
         load_state(self.corrupt, state)
 
 
-@dataclass(frozen=True)
-class AfterStages:
-    """A corruption: what networks trained before make of corrupted states, for the next stage::
-
-        s(t) = update of stage t at s(t-1) ,     uncorrupted sites clamped ,
-        s(0) = the corrupted example
-
-    A cascade is an attractor network with couplings J(t) of its own for each update. Stage t + 1 is
-    trained by a rule at s(t), which is data to it: no error passes back to the stages before, which
-    stay as they are.
-
-    Args:
-        updates: the ``update`` of each stage before, in order; none for the first.
-        corrupt: (tokens, generator) -> (state, sites).
-    """
-
-    updates: tuple[Callable[[Tensor], Tensor], ...]
-    corrupt: Callable
-
-    def __repr__(self) -> str:
-        return f"AfterStages({len(self.updates)}, {name_of(self.corrupt)})"
-
-    def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        state, sites = self.corrupt(tokens, generator)
-        if n := len(self.updates):
-            way = run(self.updates, state, n, clamped=~sites, observe=lambda x: x[:0])
-            state = way.final
-        return state, sites
-
-    def state_dict(self) -> dict:
-        return state_of(self.corrupt)
-
-    def load_state_dict(self, state: dict) -> None:
-        load_state(self.corrupt, state)
-
-
 class PersistentTrajectories:
     """A rule that applies another to states on the network's own way (13_memories_that_stay)::
 

@@ -10,6 +10,7 @@ from inspect import signature
 
 import torch
 from torch import Tensor, einsum
+from torch.nn import functional as F
 
 from attractor_lib.kernels import serving
 from attractor_lib.states import blocks, check_example
@@ -35,7 +36,7 @@ def closed_form(equation: Callable) -> Callable:
     def rule(
         network, state: Tensor, target: Tensor | None = None, sites: Tensor | None = None
     ) -> tuple[Tensor, Gradients]:
-        target = state if target is None else target
+        target = network.spins(state) if target is None else target
         sites = check_example(network, state, target, sites)
         if kernel := serving(network, state, equation.__name__):
             loss, of_couplings, db = getattr(kernel, equation.__name__)(
@@ -76,8 +77,8 @@ def prediction_rule(
         network: an `AttractorNetwork`.
         state: s (batch, N, d), tokens on the sphere: the clean example, one with hidden or noisy
             tokens, or one that the network produced.
-        target: x (batch, N, d), what the field is to equal; finite, any norm. None for the state
-            itself.
+        target: x (batch, N, d), what the field is to equal; finite, any norm, without the
+            components that are known. None for the state itself.
         sites: boolean, (N,) or (batch, N): the sites i that are predicted; None for all.
 
     Returns:
@@ -92,15 +93,13 @@ def prediction_rule(
     t = network.scores(q, k)
     a = network.weights(t)
     o = einsum("mhij,mhijr->mhir", a, k)
-    r = (c.read_out(o) + network.bias - x) * sites[..., None]
+    r = (network.spins(c.read_out(o)) + network.bias - x) * sites[..., None]
+    loss, db = r.square().sum() / 2, r.sum(0)
+    r = F.pad(r, (0, network.n_known))  # nothing is asked of what is known
     g = c.queries(r)
     z = network.beta * network.phi.response(t, a, einsum("mhir,mhijr->mhij", g, k))
     dq = einsum("mhij,mhijr->mhir", z, k)
-    return (
-        r.square().sum() / 2,
-        c.gradient(s, of_queries=[(o, r), (dq, s)], of_keys=[(a, g), (z, q)]),
-        r.sum(0),
-    )
+    return (loss, c.gradient(s, of_queries=[(o, r), (dq, s)], of_keys=[(a, g), (z, q)]), db)
 
 
 @closed_form
@@ -127,13 +126,14 @@ def energy_rule(network, s: Tensor, x: Tensor, sites: Tensor) -> tuple[Tensor, G
             or an empty batch.
     """
     c = network.couplings
-    q, k = c.queries(x), c.keys(s)
+    tokens = network.with_known(x, s)
+    q, k = c.queries(tokens), c.keys(s)
     t = network.scores(q, k)
     c_ij = -network.weights(t) * sites[:, None, :, None]
     o = einsum("mhij,mhijr->mhir", c_ij, k)
     loss = (network.energies(t, x) * sites).sum()
     return (
         loss,
-        c.gradient(s, of_queries=[(o, x)], of_keys=[(c_ij, q)]),
+        c.gradient(s, of_queries=[(o, tokens)], of_keys=[(c_ij, q)]),
         -(x * sites[..., None]).sum(0),
     )

@@ -46,8 +46,16 @@ def named(loss: Tensor, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"loss": loss, **gradients}
 
 
+def some_reading(network: AttractorNetwork) -> Tensor:
+    """W (N, 3, heads r) of the network's own numbers."""
+    return network.couplings.read_out_matrix()[:, :1].repeat(1, 3, 1)
+
+
 EQUATIONS = {
     "field": lambda network, state, target, sites: {"field": network.field(state)},
+    "pooled": lambda network, state, target, sites: {
+        "pooled": network.pooled(state, some_reading(network))
+    },
     "prediction_rule": lambda *example: named(*prediction_rule(*example)),
     "energy_rule": lambda *example: named(*energy_rule(*example)),
 }
@@ -98,7 +106,7 @@ class Problem:
             with torch.set_grad_enabled(self.gradients):
                 example = self.network, self.state, self.target, self.sites
                 found = EQUATIONS[equation](*example)
-                watched = equation == "field" and builds_graph(self.network, self.state)
+                watched = equation in ("field", "pooled") and builds_graph(self.network, self.state)
             assert all(result.requires_grad == watched for result in found.values())
             return {name: result.detach() for name, result in found.items()}
         finally:
@@ -181,18 +189,22 @@ def problem(seed: int, device: str = "cpu") -> Problem:
     hears = HEARS[choose.choice(list(HEARS))](torch.rand(N, N, generator=numbers))
     (phi,) = choose.choices([LogSumExp(), Square(), Mean()], [6, 1, 1])
     (space,) = choose.choices([Sphere(), Flat()], [4, 1])
+    n_known = max(0, random.Random(f"{seed}").randint(-d, d - 1))  # in every second network
     form = {"couplings": couplings, "potential": phi, "hears": hears, "space": space}
+    form["n_known"] = n_known
     network = AttractorNetwork(N, d, beta=between(0.01, 1e3), **form).double()
     strength = between(0.1, 3)
     for p in couplings.parameters():
         p.copy_(strength * normal(*p.shape) / math.sqrt(p.shape[-1]))
     if isinstance(couplings, Tied):
         couplings.J.copy_(couplings.tie(couplings.J))
-    network.bias.copy_(choose.randint(0, 1) * normal(N, d))
+    network.bias.copy_(choose.randint(0, 1) * normal(N, d)[:, n_known:])
 
     state = F.normalize(normal(batch, N, d), dim=-1)
     state = state if space.unit else state * normal(batch, N, 1)
-    target = normal(batch, N, d) * between(1e-3, 1e3)
+    spins = F.normalize(state[..., : d - n_known], dim=-1) if n_known and space.unit else state
+    state = network.with_known(spins[..., : d - n_known], state)
+    target = normal(batch, N, d)[..., n_known:] * between(1e-3, 1e3)
     sites = torch.rand(batch, N, generator=numbers) < choose.choice([0, 0.1, 0.6, 1])
 
     dtype = choose.choice([torch.float32, torch.float64])
@@ -225,7 +237,9 @@ def few_examples_too():
 
 def served(given: Problem, equation: str) -> list[str]:
     """The kernels that compute this equation for the problem."""
-    with torch.set_grad_enabled(given.gradients and equation == "field"):  # rules switch it off
+    with torch.set_grad_enabled(
+        given.gradients and equation in ("field", "pooled")
+    ):  # rules switch it off
         return [
             name
             for name, kernel in kernels.KERNELS.items()
@@ -299,6 +313,7 @@ def test_the_first_seeds_meet_all_there_is():
             for equation in kernel.COMPUTES:
                 assert {(equation, name, t) for t in (torch.float32, torch.float64)} <= met
     assert {type(g.network.couplings) for g in given} == {Full, LowRank, SharedFactors, Tied}
+    assert {g.network.n_known > 0 for g in given} == {True, False}
     assert {type(g.network.phi) for g in given} == {LogSumExp, Square, Mean}
     for axis in ("J", "bias", "s", "x", "sites"):
         assert {g.layouts[axis] for g in given} == set(LAYOUTS)

@@ -5,7 +5,7 @@ from conftest import BATCH, D, N, random_network, random_states
 from attractor_lib.corruption import HideTokens, mean_token, no_corruption
 from attractor_lib.dynamics import run
 from attractor_lib.learning import prediction_rule
-from attractor_lib.learning.own_trajectory import AfterStages, OwnTrajectory, PersistentTrajectories
+from attractor_lib.learning.own_trajectory import OwnTrajectory, PersistentTrajectories
 
 
 def batches():
@@ -107,21 +107,3 @@ def test_refuses_a_batch_of_another_size(network):
     rule(network, *first)
     with pytest.raises(ValueError, match="shape of the batches kept"):
         rule(network, *(part[:3] for part in first))
-
-
-def test_after_stages_are_the_states_that_each_stage_leaves_of_the_one_before():
-    tokens = random_states(BATCH, N, D)
-    hide = HideTokens(3, mean_token(tokens), least=1)
-    first, second = (random_network(None, beta=beta) for beta in (1.0, 4.0))
-    state, sites = AfterStages((first.update, second.update), hide)(
-        tokens, torch.Generator().manual_seed(5)
-    )
-    start, same = hide(tokens, torch.Generator().manual_seed(5))
-    middle = torch.where(same[..., None], first.update(start), start)
-    assert torch.equal(sites, same)
-    torch.testing.assert_close(
-        state, torch.where(same[..., None], second.update(middle), start), atol=1e-14, rtol=0
-    )
-    torch.testing.assert_close(
-        AfterStages((), hide)(tokens, torch.Generator().manual_seed(5))[0], start, atol=0, rtol=0
-    )

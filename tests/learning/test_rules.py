@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from conftest import BATCH, RANK, D, N, every_network, random_network, random_states
+from conftest import BATCH, RANK, D, N, every_network, random_network, random_states, randomised
 
 from attractor_lib import kernels
 from attractor_lib.couplings import Tied, symmetric
 from attractor_lib.learning import energy_rule, prediction_rule
+from attractor_lib.model import AttractorNetwork
 from attractor_lib.states import blocks
 
 
@@ -58,6 +59,30 @@ def test_prediction_rule_is_the_gradient_of_its_loss(rank, beta, sites):
         return (residual * weight).square().sum() / (2 * BATCH)
 
     assert_same(prediction_rule(network, state, target, chosen), autograd(network, loss))
+
+
+@pytest.mark.parametrize("kernel", [(), ("batched",), ("cpu",)])
+@pytest.mark.parametrize("rank", [None, RANK])
+@pytest.mark.parametrize("rule", [prediction_rule, energy_rule])
+def test_rules_of_a_network_that_knows_are_the_gradients_of_their_losses(
+    rule, rank, kernel, monkeypatch
+):
+    monkeypatch.setattr(kernels.cpu, "FEWEST", 1)
+    known = 4
+    network = randomised(AttractorNetwork(N, D, 3, rank, 1.7, 0.3, n_known=known))
+    state, target = random_states(BATCH, N, D), random_states(BATCH, N, D - known, seed=5)
+    state[..., :-known] /= state[..., :-known].norm(dim=-1, keepdim=True)
+    sites = torch.rand(BATCH, N, generator=torch.Generator().manual_seed(2)) < 0.5
+
+    def loss():
+        if rule is energy_rule:
+            return energy_loss(network, state, network.with_known(target, state), sites)
+        residual = (network.field(state) - target) * sites[..., None]
+        return residual.square().sum() / (2 * BATCH)
+
+    expected = autograd(network, loss)
+    with kernels.only(*kernel):
+        assert_same(rule(network, state, target, sites), expected)
 
 
 def energy_loss(network, state, target, sites):

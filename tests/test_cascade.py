@@ -1,0 +1,104 @@
+"""The cascade against its equations, written out stage by stage and site by site."""
+
+import pytest
+import torch
+from conftest import BATCH, HEADS, RANK, D, N, random_network, random_states, randomised
+from torch.nn import functional as F
+
+from attractor_lib.cascade import AfterStages, Cascade, random_read
+from attractor_lib.corruption import HideTokens, mean_token
+from attractor_lib.couplings import SharedFactors
+from attractor_lib.learning import prediction_rule
+from attractor_lib.model import AttractorNetwork
+from attractor_lib.trainer import TrainingConfig, train
+
+HIDDEN = 3
+
+
+def generator(seed=5):
+    return torch.Generator().manual_seed(seed)
+
+
+def stage(n_known, rank=RANK, gamma=0.0):
+    return randomised(AttractorNetwork(N, D + n_known, HEADS, rank, 1.7, gamma, n_known=n_known))
+
+
+def hidden_by_hand(network, state, read):
+    """z_i = P[sum_h sum_j R^h a^h_i<-j k^h_ij]"""
+    a, k = network.attention(state), network.couplings.keys(state)
+    o = (a[..., None] * k).sum(-2)
+    return F.normalize(torch.einsum("nhr,mhir->min", read.unflatten(1, (HEADS, -1)), o), dim=-1)
+
+
+def test_without_hidden_spins_each_stage_sees_what_the_one_before_leaves():
+    tokens = random_states(BATCH, N, D)
+    hide = HideTokens(3, mean_token(tokens), least=1)
+    first, second = (random_network(None, beta=beta) for beta in (1.0, 4.0))
+    cascade = Cascade().add(first).add(second)
+    state, sites = AfterStages(cascade, hide)(tokens, generator())
+    start, same = hide(tokens, generator())
+    middle = torch.where(same[..., None], first.update(start), start)
+    assert torch.equal(sites, same)
+    last = torch.where(same[..., None], second.update(middle), start)
+    torch.testing.assert_close(state, last, atol=1e-14, rtol=0)
+    torch.testing.assert_close(cascade(start, same, 1), middle, atol=1e-14, rtol=0)
+    assert torch.equal(AfterStages(Cascade(), hide)(tokens, generator())[0], start)
+
+
+@pytest.mark.parametrize("rank", [None, RANK])
+@pytest.mark.parametrize("keeps_given", [False, True])
+def test_hidden_spins_are_what_the_equations_say(rank, keeps_given):
+    given, sites = random_states(BATCH, N, D), torch.rand(BATCH, N, generator=generator()) < 0.5
+    cascade = Cascade(keeps_given)
+    first = stage(0, rank, gamma=0.4)
+    reads = [random_read(HIDDEN, HEADS, rank or D, generator(n)).double() for n in (0,)]
+    cascade.add(first, reads[0])
+    known = HIDDEN + (D if keeps_given else 0)
+    assert cascade.n_known(D) == known
+    second = stage(known, rank, gamma=0.2)
+    cascade.add(second)
+    assert cascade.n_known(D) == (D if keeps_given else 0)
+    x = torch.where(sites[..., None], first.update(given), given)
+    parts = [x, hidden_by_hand(first, given, reads[0]), *([given] if keeps_given else [])]
+    middle = torch.cat(parts, -1)
+    last = torch.where(sites[..., None], second.update(middle)[..., :D], given)
+    found = list(cascade.states(given, sites))
+    assert torch.equal(found[0], given)
+    torch.testing.assert_close(found[1], middle, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found[2][..., :D], last, atol=1e-12, rtol=0)
+    assert cascade(given, sites).shape == given.shape
+
+
+def test_a_stage_never_changes_those_before():
+    tokens = random_states(40, N, D)
+    hide, cascade = HideTokens(2, mean_token(tokens)), Cascade()
+    cascade.add(stage(0), random_read(HIDDEN, HEADS, RANK, generator()))
+    before = {name: p.clone() for name, p in cascade.state_dict().items()}
+    config = TrainingConfig(epochs=1, batch_size=20)
+    second = stage(HIDDEN)
+    train(second, prediction_rule, tokens, AfterStages(cascade, hide), config, report=None)
+    assert all(torch.equal(p, before[name]) for name, p in cascade.state_dict().items())
+
+
+def test_shared_factors_and_other_modules_may_be_stages():
+    given, sites = random_states(BATCH, N, D), torch.ones(N, dtype=torch.bool)
+    couplings = SharedFactors.random(HEADS, N, D, RANK, 2)
+    network = AttractorNetwork(N, D, couplings=couplings).double()
+    cascade = Cascade().add(network, random_read(HIDDEN, HEADS, RANK, generator()))
+    assert cascade.seen(given, sites).shape == (BATCH, N, D + HIDDEN)
+    assert torch.equal(Cascade().add(torch.nn.Tanh())(given, sites), given.tanh())
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda c: c.add(stage(2)), "n_known=3, got 2"),
+        (lambda c: c.add(stage(HIDDEN), torch.ones(4, 5)), r"\(n_hidden, 6\), got \(4, 5\)"),
+        (lambda c: c.add(torch.nn.Tanh(), torch.ones(4, 5)), "has keys to read"),
+        (lambda c: c(random_states(BATCH, N, D), torch.ones(N)), "sites must be boolean"),
+    ],
+)
+def test_refuses_what_does_not_fit(add, message):
+    cascade = Cascade().add(stage(0), random_read(HIDDEN, HEADS, RANK, generator()))
+    with pytest.raises(ValueError, match=message):
+        add(cascade)
