@@ -8,12 +8,7 @@ from torch import Tensor, nn
 
 from attractor_book.contenders import n_parameters
 from attractor_lib.analysis import pixel_error
-from attractor_lib.baselines import (
-    BareAttention,
-    TransformerBlock,
-    TransformerStack,
-    backpropagation,
-)
+from attractor_lib.baselines import BareAttention, TransformerStack, backpropagation
 from attractor_lib.trainer import TrainingConfig, train
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (state, sites) -> tokens
@@ -96,23 +91,21 @@ def stack(width: int, learning_rate: float, **depth: int) -> EndToEnd:
     return EndToEnd(family, make, learning_rate)
 
 
-def plain(kind: type, family: str, width: int, learning_rate: float) -> EndToEnd:
-    """A single layer of ``attractor_lib.baselines``, without a last norm."""
+def bare_attention(width: int, learning_rate: float) -> EndToEnd:
+    """One attention layer."""
 
     def make(n_sites: int, dim: int, seed: int) -> nn.Module:
-        return kind(n_sites, dim, width, seed=seed)
+        return BareAttention(n_sites, dim, width, seed=seed)
 
-    return EndToEnd(family, make, learning_rate)
+    return EndToEnd("bare attention", make, learning_rate)
 
 
 ENTRANTS = {
-    "bare attention 128": plain(BareAttention, "bare attention", 128, 4e-3),
-    "block 64, no last norm": plain(TransformerBlock, "block", 64, 4e-3),
-    **{f"block {width}": stack(width, 4e-3, n_layers=1) for width in (32, 64, 128, 256)},
-    **{
-        f"stack {n} x {width}": stack(width, 4e-3, n_layers=n) for n in (2, 4) for width in (32, 64)
-    },
-    **{f"looped {n} x 64": stack(64, 4e-3, n_layers=1, n_loops=n) for n in (2, 4)},
+    "bare attention 128": bare_attention(128, 8e-3),
+    "block 64, last norm": stack(64, 8e-3, n_layers=1, last_norm=True),
+    **{f"block {width}": stack(width, 8e-3, n_layers=1) for width in (32, 64, 128, 256)},
+    **{f"stack {n} x 64": stack(64, 8e-3, n_layers=n) for n in (2, 4)},
+    "looped 2 x 64": stack(64, 8e-3, n_layers=1, n_loops=2),
 }
 
 

@@ -36,18 +36,23 @@ COST_NOISE = {
     "half": "bare attention 256; Hopfield layer 256",
     "half-shared": "shared 8x32",
 }
-SINGLE = "bare attention 128; block 32; block 64; block 64, no last norm; block 128"
-DEEP = "stack 2 x 64; stack 4 x 64; looped 4 x 64"
+SINGLE = "bare attention 128; block 64, last norm; block 32; block 64"
+TWO_DEEP = "stack 2 x 64; looped 2 x 64"
+DEAR = "block 128; stack 4 x 64"
 CONTEST = {"n_train": 55000, "n_test": 10000}
 RUNS = [  # chapter, name of the run, parameters
     *[
         (
             "19_verdict",
-            f"rate-x{factor}-{depth}",
-            {"n_train": 20000, "epochs": 5, "lr_factor": factor, "only": only},
+            f"rate-x{factor}-{name}",
+            {"n_train": 20000, "epochs": 8, "lr_factor": factor, "only": only},
         )
-        for depth, only in (("deep", DEEP), ("single", SINGLE))
-        for factor in (0.25, 0.5, 1.0, 2.0, 4.0)
+        for name, only, factors in (
+            ("two-deep", TWO_DEEP, (0.25, 0.5, 1.0, 2.0, 4.0)),
+            ("dear", DEAR, (0.25, 0.5, 1.0)),
+            ("single", SINGLE, (0.25, 0.5, 1.0, 2.0, 4.0)),
+        )
+        for factor in factors
     ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),

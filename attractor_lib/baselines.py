@@ -52,21 +52,29 @@ class TransformerBlock(_TokenModel):
 
 
 class TransformerStack(_TokenModel):
-    """Transformer blocks on top of each other, trained end to end; a last layer norm, as in GPT-2.
+    """Transformer blocks on top of each other, trained end to end.
 
     Args:
         n_layers: different blocks.
         n_loops: how often the state goes through all of them. With one layer and several loops the
             weights are tied over depth (a looped, or universal, transformer).
+        last_norm: whether a layer norm follows the last block, as in GPT-2.
     """
 
-    def __init__(self, *sizes: int, n_layers: int = 2, n_loops: int = 1, seed: int = 0):
-        self.n_layers, self.n_loops = n_layers, n_loops
+    def __init__(
+        self,
+        *sizes: int,
+        n_layers: int = 2,
+        n_loops: int = 1,
+        last_norm: bool = False,
+        seed: int = 0,
+    ):
+        self.n_layers, self.n_loops, self.last_norm = n_layers, n_loops, last_norm
         super().__init__(*sizes, seed=seed)
 
     def build(self, width: int, n_heads: int) -> None:
         self.blocks = nn.ModuleList(_block(width, n_heads) for _ in range(self.n_layers))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if self.last_norm else nn.Identity()
 
     def layer(self, z: Tensor) -> Tensor:
         for _ in range(self.n_loops):
