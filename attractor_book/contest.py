@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,11 @@ from torch import Tensor, nn
 from attractor_book.contenders import n_parameters
 from attractor_lib.analysis import pixel_error
 from attractor_lib.baselines import BareAttention, TransformerStack, backpropagation
+from attractor_lib.cascade import AfterStages, Cascade, random_read
+from attractor_lib.couplings import LowRank, SharedFactors
+from attractor_lib.learning import prediction_rule
+from attractor_lib.model import AttractorNetwork
+from attractor_lib.states import clamp
 from attractor_lib.trainer import TrainingConfig, train
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (state, sites) -> tokens
@@ -46,7 +52,7 @@ class EndToEnd:
     learning_rate: float
 
     def fit(
-        self, tokens: Tensor, corrupt: Callable, config: TrainingConfig, watch: Watch
+        self, tokens: Tensor, corrupt: Callable, config: TrainingConfig, watch: Watch, **_
     ) -> Iterator[Trained]:
         """The model, trained on clean tokens (n, N, d); config's rate is times the tuned one."""
         model = self.make(*tokens.shape[1:], seed=config.seed).to(tokens.device)
@@ -100,7 +106,78 @@ def bare_attention(width: int, learning_rate: float) -> EndToEnd:
     return EndToEnd("bare attention", make, learning_rate)
 
 
+@dataclass(frozen=True)
+class Layered:
+    """A cascade of attractor networks, each trained by the prediction rule alone: Adam, warm-up,
+    cosine. What is trained after each stage is a model.
+
+    Attributes:
+        n_heads, rank: of each stage.
+        n_hidden: spins that it hands on at each site; none if 0.
+        n_stages: networks.
+        learning_rate: tuned.
+        n_shared: None, or matrices that the sites share (`SharedFactors`).
+    """
+
+    n_heads: int
+    rank: int
+    n_hidden: int
+    n_stages: int
+    learning_rate: float
+    n_shared: int | None = None
+
+    @property
+    def family(self) -> str:
+        if not self.n_hidden:
+            return "cascade"
+        return "hidden spins" if self.n_shared is None else "hidden spins, shared"
+
+    def network(self, n_sites: int, dim: int, n_known: int, generator) -> AttractorNetwork:
+        """A stage for tokens of dim components."""
+        sizes = self.n_heads, n_sites, dim + n_known, self.rank
+        couplings = (
+            LowRank.random(*sizes, generator=generator)
+            if self.n_shared is None
+            else SharedFactors.random(*sizes, self.n_shared, generator=generator)
+        )
+        form = {"couplings": couplings, "n_known": n_known}
+        return AttractorNetwork(n_sites, dim + n_known, beta=5.0, **form)
+
+    def fit(
+        self,
+        tokens: Tensor,
+        corrupt: Callable,
+        config: TrainingConfig,
+        watch: Watch,
+        keeps_given: bool = False,
+    ) -> Iterator[Trained]:
+        """The first 1, 2 ... stages, as for `EndToEnd`; with `keeps_given` as for `Cascade`."""
+        n_sites, dim = tokens.shape[1:]
+        cascade = Cascade(keeps_given).to(tokens.device)
+        for t in range(self.n_stages):
+            seed = config.seed + 1000 * t
+            generator = torch.Generator().manual_seed(seed)
+            stage = self.network(n_sites, dim, cascade.n_known(dim), generator).to(tokens.device)
+            after = AfterStages(cascade, corrupt)
+            rate = config.learning_rate * self.learning_rate
+            own = replace(config, learning_rate=rate, warmup=0.1, seed=seed)
+
+            def so_far(state: Tensor, sites: Tensor, stage=stage, cascade=cascade) -> Tensor:
+                new = stage.spins(stage.update(cascade.seen(state, sites)))
+                return clamp(new, state, ~sites)
+
+            curve = watched(stage, prediction_rule, tokens, after, own, lambda: watch(so_far))
+            read = random_read(self.n_hidden, self.n_heads, self.rank, generator)
+            cascade.add(stage, read if self.n_hidden else None)
+            predict = partial(cascade, n_stages=t + 1)
+            yield Trained(predict, n_parameters(cascade), curve)
+
+
 ENTRANTS = {
+    "cascade 16x8": Layered(16, 8, 0, 4, 2e-2),
+    "hidden 16x8": Layered(16, 8, 64, 6, 2e-2),
+    "hidden 8x8": Layered(8, 8, 32, 6, 2e-2),
+    "shared 16x8": Layered(16, 8, 64, 6, 3e-2, n_shared=2),
     "bare attention 128": bare_attention(128, 8e-3),
     "block 64, last norm": stack(64, 8e-3, n_layers=1, last_norm=True),
     **{f"block {width}": stack(width, 8e-3, n_layers=1) for width in (32, 64, 128, 256)},

@@ -54,6 +54,28 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for factor in factors
     ],
+    *[
+        (
+            "19_verdict",
+            f"rate-x{factor}-long-{name.replace(' ', '')}",
+            {**CONTEST, "epochs": 30, "lr_factor": factor, "only": name},
+        )
+        for name in ("block 64", "stack 2 x 64")
+        for factor in (1.0, 2.0)
+    ],
+    *[
+        (
+            "19_verdict",
+            f"{data}-{task}-{name.replace(' ', '')}-seed{seed}",
+            {**CONTEST, "data": data, "task": task, "only": name, "epochs": 20, "seed": seed},
+        )
+        for data, task, name, seed in (
+            ("MNIST", "hidden", "hidden 16x8", 0),
+            ("MNIST", "hidden", "hidden 8x8", 0),
+            ("MNIST", "hidden", "cascade 16x8", 0),
+            ("MNIST", "hidden", "shared 16x8", 0),
+        )
+    ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),
     *[

@@ -5,9 +5,9 @@ sees of site i is the spin x_i, which stage t has updated, and what is known bes
 z_i, which stage t leaves, and the token that was given at the start (18_hidden_spins). Both are
 vector spins that minimise a local energy at the attention a^h_i<-j of stage t::
 
-    e_i   = -(1/beta) sum_h log sum_{j != i} exp(beta [x_i; z_i] . J^h_ij [x_j; z_j]) - b_i . x_i
-    x_i(t+1) = P[ sum_h sum_j U^h_i^T a^h_i<-j V^h_j [x_j; z_j] + b_i ]      the update, learned
-    z_i(t+1) = P[ sum_h sum_j R^h     a^h_i<-j V^h_j [x_j; z_j] ]            R random and fixed
+    e_i = -(1/beta) sum_h log sum_{j != i} exp(beta s_i . J^h_ij s_j) - b_i . x_i
+    x_i(t+1) = P[ sum_h sum_j U^h_i^T a^h_i<-j V^h_j s_j + b_i ] ,     s = [x; z]
+    z_i(t+1) = P[ sum_h sum_j R^h a^h_i<-j V^h_j s_j ] ,                R random and fixed
 
 Each stage is trained by a rule at the states that the stages before leave. They stay as they are,
 and R is never trained: no error passes from a stage to another.
