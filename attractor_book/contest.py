@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attractor_book.contenders import n_parameters
 from attractor_lib.analysis import pixel_error
 from attractor_lib.baselines import BareAttention, TransformerStack, backpropagation
-from attractor_lib.cascade import AfterStages, Cascade, random_read
+from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read
 from attractor_lib.couplings import LowRank, SharedFactors
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -68,18 +68,25 @@ class EndToEnd:
             with torch.no_grad():
                 return model(state)
 
-        curve = watched(model, backpropagation, tokens, corrupt, config, lambda: watch(predict))
+        error = partial(watch, predict)
+        curve = watched(model, backpropagation, tokens, corrupt, config, error)
         yield Trained(predict, n_parameters(model), curve)
 
 
-def watched(model, rule, tokens, corrupt, config: TrainingConfig, error: Callable) -> list[dict]:
-    """The history of a training, with error() after each epoch."""
+def watched(
+    model, rule, tokens, corrupt, config: TrainingConfig, error: Callable | None
+) -> list[dict]:
+    """The history of a training, with error() after each epoch; empty without it."""
     steps = len(tokens) // config.batch_size
 
     def observe(_, step: int) -> dict | None:
         return {"error": error()} if step and step % steps == 0 else None
 
-    history = train(model, rule, tokens, corrupt, config, observe=observe, report=None)
+    history = train(
+        model, rule, tokens, corrupt, config, observe=observe if error else None, report=None
+    )
+    if error is None:
+        return []
     return [
         {**{name: record[name] for name in ("epoch", "loss", "seconds")}, **record["observed"][-1]}
         for record in history
@@ -117,6 +124,7 @@ class Layered:
         n_stages: networks.
         learning_rate: tuned.
         n_shared: None, or matrices that the sites share (`SharedFactors`).
+        read: how hidden spins are read from the pooled keys, "random" or "principal".
     """
 
     n_heads: int
@@ -125,6 +133,7 @@ class Layered:
     n_stages: int
     learning_rate: float
     n_shared: int | None = None
+    read: str = "random"
 
     @property
     def family(self) -> str:
@@ -143,12 +152,21 @@ class Layered:
         form = {"couplings": couplings, "n_known": n_known}
         return AttractorNetwork(n_sites, dim + n_known, beta=5.0, **form)
 
+    def read_of(self, stage: AttractorNetwork, tokens: Tensor, after, generator) -> Tensor | None:
+        """R of a trained stage; for principal components, of up to 5000 of its states."""
+        if not self.n_hidden:
+            return None
+        if self.read == "random":
+            return random_read(self.n_hidden, self.n_heads, self.rank, generator)
+        draw = torch.Generator(tokens.device).manual_seed(0)
+        return principal_read(stage, after(tokens[:5000], draw)[0], self.n_hidden)
+
     def fit(
         self,
         tokens: Tensor,
         corrupt: Callable,
         config: TrainingConfig,
-        watch: Watch,
+        watch: Watch | None = None,
         keeps_given: bool = False,
     ) -> Iterator[Trained]:
         """The first 1, 2 ... stages, as for `EndToEnd`; with `keeps_given` as for `Cascade`."""
@@ -166,9 +184,9 @@ class Layered:
                 new = stage.spins(stage.update(cascade.seen(state, sites)))
                 return clamp(new, state, ~sites)
 
-            curve = watched(stage, prediction_rule, tokens, after, own, lambda: watch(so_far))
-            read = random_read(self.n_hidden, self.n_heads, self.rank, generator)
-            cascade.add(stage, read if self.n_hidden else None)
+            error = watch and partial(watch, so_far)
+            curve = watched(stage, prediction_rule, tokens, after, own, error)
+            cascade.add(stage, self.read_of(stage, tokens, after, generator))
             predict = partial(cascade, n_stages=t + 1)
             yield Trained(predict, n_parameters(cascade), curve)
 

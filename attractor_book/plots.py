@@ -35,6 +35,13 @@ COLOURS = {
     "cascade of blocks 64": "#6a3564",
     "Energy Transformer": _palette[5],
     "modern Hopfield layer": _palette[8],
+    # chapters 18 and 19, by family:
+    "cascade": _palette[9],
+    "hidden spins": _palette[2],
+    "hidden spins, shared": _palette[8],
+    "block": _palette[4],
+    "looped block": "#b58ab0",
+    "stack of blocks": "#6a3564",
 }
 
 
@@ -264,4 +271,22 @@ def plot_costs(ax: Axes, frame: pd.DataFrame, cost: str, xlabel: str) -> Axes:
     ax.xaxis.set_minor_formatter("")
     ticks = LogLocator(subs=[1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8], numticks=99)
     ax.yaxis.set(major_locator=ticks, major_formatter="{x:.3g}", minor_locator=NullLocator())
+    return ax
+
+
+def plot_stages(ax: Axes, frame: pd.DataFrame) -> Axes:
+    """Column `error` against column `stages`, a line a `family`; baselines, which have one stage,
+    lie across, dashed.
+    """
+    for family, rows in frame.groupby("family", sort=False):
+        points = rows.groupby("stages")["error"].agg(["mean", "min", "max"])
+        if len(points) == 1:
+            level = points["mean"].item()
+            ax.axhline(level, color=COLOURS[family], linestyle="--", linewidth=1.2, label=family)
+            continue
+        spread = [points["mean"] - points["min"], points["max"] - points["mean"]]
+        style = {"color": COLOURS[family], "marker": "o", "markersize": 4, "label": family}
+        ax.errorbar(points.index, points["mean"], spread, **style)
+    ax.set(xlabel="stages")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return ax

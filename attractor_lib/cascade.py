@@ -30,6 +30,25 @@ def random_read(n_hidden: int, n_heads: int, rank: int, generator: torch.Generat
     return torch.randn(n_hidden, n_heads * rank, generator=generator)
 
 
+@torch.no_grad()
+def principal_read(stage: AttractorNetwork, states: Tensor, n_hidden: int) -> Tensor:
+    """R (n_hidden, heads r) of the largest principal components of a network's pooled keys.
+
+    Of their second moments over all sites of the states (batch, N, d), without centring: what a
+    linear network learns by Oja's rule from the pooled keys alone.
+
+    Raises:
+        ValueError: for more components than there are.
+    """
+    c = stage.couplings
+    n_pooled = c.n_heads * (c.dim if c.pairwise else c.rank)
+    if not 1 <= n_hidden <= n_pooled:
+        raise ValueError(f"n_hidden must be from 1 to {n_pooled}, got {n_hidden}")
+    read = torch.eye(n_pooled).to(states).expand(c.n_sites, -1, -1)
+    pooled = stage.pooled(states, read).flatten(0, 1)
+    return torch.linalg.eigh(pooled.mT @ pooled).eigenvectors[:, -n_hidden:].mT.flip(0)
+
+
 class Cascade(nn.Module):
     """A network for each update, one after the other; without any, states stay as they are.
 

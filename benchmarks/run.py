@@ -8,6 +8,7 @@ small      few examples and sites, and the first call, which compiles
 epochs     an epoch of the trainer against its bare steps, and the dynamics against bare updates
 scaling    time and memory against batch, sites, components and heads
 costs      parameters, operations and training time of the models in `attractor_book.contenders`
+verdict    the same of the models in `attractor_book.contest`
 processes  a training step of several processes against one
 
 A number is the median over rounds in which all take turns, and in brackets from where to where half
@@ -30,7 +31,7 @@ from attractor_book.results import save_results
 from attractor_lib.trainer import select_device
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ["steps", "tokens", "small", "epochs", "scaling", "costs", "processes"]
+BENCHMARKS = ["steps", "tokens", "small", "epochs", "scaling", "costs", "verdict", "processes"]
 WITH_BEFORE = {"steps", "tokens", "small"}
 
 

@@ -14,6 +14,7 @@ import small
 import steps
 import tokens
 import torch
+import verdict
 
 from attractor_lib.couplings import Full, LowRank, SharedFactors
 from attractor_lib.model import AttractorNetwork
@@ -35,6 +36,7 @@ def rows_of_tokens(device, batch, **sizes):
         (small.rows, {"rounds": 1, "starts": 0}),
         (epochs.rows, {"n_steps": 2, "rounds": 1}),
         (costs.rows, {"rounds": 1, "sizes": [(4, 9)]}),
+        (verdict.rows, {"rounds": 1, "tasks": [("hidden", 4, 9), ("noise", 4, 9)]}),
     ],
 )
 def test_measures_something_for_every_row(rows, sizes):

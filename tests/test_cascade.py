@@ -5,7 +5,7 @@ import torch
 from conftest import BATCH, HEADS, RANK, D, N, random_network, random_states, randomised
 from torch.nn import functional as F
 
-from attractor_lib.cascade import AfterStages, Cascade, random_read
+from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.couplings import SharedFactors
 from attractor_lib.learning import prediction_rule
@@ -78,6 +78,22 @@ def test_a_stage_never_changes_those_before():
     second = stage(HIDDEN)
     train(second, prediction_rule, tokens, AfterStages(cascade, hide), config, report=None)
     assert all(torch.equal(p, before[name]) for name, p in cascade.state_dict().items())
+
+
+@pytest.mark.parametrize("rank", [None, RANK])
+def test_the_principal_read_keeps_the_most_of_the_pooled_keys(rank):
+    network, states = stage(0, rank), random_states(200, N, D)
+    everything = HEADS * (rank or D)
+    read = principal_read(network, states, everything)
+    torch.testing.assert_close(read @ read.mT, torch.eye(everything).double(), atol=1e-10, rtol=0)
+    size = network.pooled(states, read.expand(N, -1, -1)).square().mean((0, 1))
+    assert (size.diff() <= 1e-12).all()  # largest first
+    some = random_read(2, HEADS, rank or D, generator()).double()
+    some = torch.linalg.qr(some.mT).Q.mT.expand(N, -1, -1)
+    assert size[:2].sum() > network.pooled(states, some).square().mean((0, 1)).sum()
+    torch.testing.assert_close(principal_read(network, states, 2), read[:2], atol=0, rtol=0)
+    with pytest.raises(ValueError, match=f"from 1 to {everything}, got 0"):
+        principal_read(network, states, 0)
 
 
 def test_shared_factors_and_other_modules_may_be_stages():

@@ -1,0 +1,79 @@
+"""What every entrant of the verdict costs: operations and microseconds of training of one image.
+
+All models of `attractor_book.contest`, stage by stage. A stage's training is that of its rule, the
+hiding of tokens or the noise, and the stages before it. Stages after the first are alike, as they
+have the same sizes, and are measured once.
+"""
+
+import numpy as np
+import torch
+from measure import example, interleaved, spread, training_step
+
+from attractor_book.contest import ENTRANTS, Layered
+from attractor_lib.analysis import operations
+from attractor_lib.baselines import backpropagation
+from attractor_lib.cascade import Cascade
+from attractor_lib.corruption import HideTokens, mean_token
+from attractor_lib.learning import prediction_rule
+
+BATCH = 250
+PROFILES = {
+    "quick": {"rounds": 5, "tasks": [("hidden", 16, 33)]},
+    "full": {"rounds": 11, "tasks": [("hidden", 16, 33), ("noise", 16, 50)]},
+}
+
+
+def rows(device, rounds, tasks, names=tuple(ENTRANTS)):
+    for task, n_sites, dim in tasks:
+        yield from costs(device, rounds, task, n_sites, dim, names)
+
+
+def two_stages(entrant: Layered, n_sites: int, dim: int, keeps_given: bool, device) -> Cascade:
+    """Untrained, the first and one of those that follow."""
+    cascade, generator = Cascade(keeps_given), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        known = cascade.n_known(dim)
+        stage = entrant.network(n_sites, dim, known, generator).to(device)
+        cascade.add(stage, entrant.read_of(stage, None, None, generator))
+    return cascade
+
+
+def costs(device, rounds, task, n_sites, dim, names):
+    tokens, _, everywhere = example(BATCH, n_sites, dim, device)
+    hide = HideTokens(n_sites // 2, mean_token(tokens), least=1)
+    draw = torch.Generator(device).manual_seed(0)
+    functions, predict = {"hide": lambda: hide(tokens, draw)}, {}
+    for name in names:
+        entrant = ENTRANTS[name]
+        if isinstance(entrant, Layered):
+            cascade = two_stages(entrant, n_sites, dim, task == "noise", device)
+            states = list(cascade.states(tokens, everywhere))
+            for t, stage in enumerate(cascade.stages):
+                given = states[t], tokens, everywhere
+                functions[name, "step", t] = training_step(stage, prediction_rule, given)
+            for t in (1, 2):
+                whole = lambda c=cascade, t=t: c(tokens, everywhere, t)  # noqa: E731
+                functions[name, "pass", t] = predict[name, t] = whole
+        else:
+            model = entrant.make(n_sites, dim, seed=0).to(device)
+            given = tokens, tokens, everywhere
+            functions[name, "step", 0] = training_step(model, backpropagation, given)
+            predict[name, 1] = lambda model=model: model(tokens)
+    of = interleaved(functions, rounds, device).items()
+    us = {key: 1e6 / BATCH * np.array(seconds) for key, seconds in of}
+    for name in names:
+        entrant = ENTRANTS[name]
+        n_stages = entrant.n_stages if isinstance(entrant, Layered) else 1
+        first = operations(predict[name, 1]) / BATCH
+        more = operations(predict[name, 2]) / BATCH - first if n_stages > 1 else 0
+        training = before = 0.0
+        for stages in range(1, n_stages + 1):
+            training = training + us["hide"] + us[name, "step", min(stages - 1, 1)] + before
+            if n_stages > 1:
+                one = us[name, "pass", 1]
+                before = before + (one if stages == 1 else us[name, "pass", 2] - one)
+            yield {
+                **{"name": name, "task": task, "stages": stages, "n_sites": n_sites, "dim": dim},
+                "operations": first + (stages - 1) * more,
+                **spread("training µs", training),
+            }
