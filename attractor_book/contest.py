@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -202,6 +204,86 @@ ENTRANTS = {
     **{f"stack {n} x 64": stack(64, 8e-3, n_layers=n) for n in (2, 4)},
     "looped 2 x 64": stack(64, 8e-3, n_layers=1, n_loops=2),
 }
+
+
+def with_family(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame with a column `family`, that of the entrant that its column `name` names."""
+    return frame.assign(family=[ENTRANTS[name].family for name in frame["name"]])
+
+
+MODEL = ["data", "task", "name", "stages", "epochs", "lr_factor"]  # what tells models apart
+
+
+def models(stored: pd.DataFrame, costs: pd.DataFrame, n_images: int = 55_000) -> pd.DataFrame:
+    """A row a model, seed and level: its family, errors, and costs.
+
+    Args:
+        stored: the rows of the stored runs.
+        costs: those of the benchmark `verdict`.
+        n_images: that a model is trained on in an epoch.
+
+    Returns:
+        The columns of `MODEL`, family, seed, level, "left out" and "test" (errors), parameters,
+        operations (for an image) and seconds (of training, stages before included).
+    """
+    errors = stored[(stored["what"] == "error") & (stored["n_train"] == n_images)]
+    keys = [*MODEL, "parameters", "seed", "level"]
+    wide = errors.pivot_table("error", keys, "split").reset_index()
+    costs = costs[["task", "name", "stages", "operations", "training µs"]]
+    wide = with_family(wide).merge(costs, on=["task", "name", "stages"])
+    seconds = 1e-6 * wide.pop("training µs") * wide["epochs"] * n_images
+    return wide.assign(seconds=seconds)
+
+
+def chosen(models: pd.DataFrame, cost: str, limits) -> pd.DataFrame:
+    """Within each limit of a cost, the model with the lowest error on the images left out.
+
+    Args:
+        models: as `models` returns them, of one level; errors are means over the seeds.
+        cost: the name of a column.
+        limits: of the cost.
+
+    Returns:
+        A row a limit: its name, stages and epochs, and its test error, lowest and highest over the
+        seeds too; NaN where nothing is as cheap.
+    """
+    of = models.groupby(MODEL).agg(
+        left_out=("left out", "mean"),
+        test=("test", "mean"),
+        low=("test", "min"),
+        high=("test", "max"),
+        cost=(cost, "mean"),
+    )
+    rows = []
+    for limit in limits:
+        within = of[of["cost"] <= limit * (1 + 1e-9)]
+        best = within["left_out"].idxmin() if len(within) else None
+        about = {} if best is None else dict(zip(MODEL, best)) | within.loc[best].to_dict()
+        rows.append({"limit": limit, **about})
+    return pd.DataFrame(rows).reindex(
+        columns=["limit", "name", "stages", "epochs", "test", "low", "high"]
+    )
+
+
+def ratio(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, n: int = 201) -> pd.DataFrame:
+    """The best of ours over the best of theirs at each of n costs.
+
+    From the cost at which both have a model to that of the dearest of all.
+
+    Returns:
+        Columns limit, ratio, and low and high, its range over the seeds.
+    """
+    least = max(ours[cost].min(), theirs[cost].min())
+    limits = np.geomspace(least, max(ours[cost].max(), theirs[cost].max()), n)
+    a, b = chosen(ours, cost, limits), chosen(theirs, cost, limits)
+    return pd.DataFrame(
+        {
+            "limit": limits,
+            "ratio": a["test"] / b["test"],
+            "low": a["low"] / b["high"],
+            "high": a["high"] / b["low"],
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -290,3 +290,15 @@ def plot_stages(ax: Axes, frame: pd.DataFrame) -> Axes:
     ax.set(xlabel="stages")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
+
+
+def plot_ratio(ax: Axes, frame: pd.DataFrame, label: str) -> Axes:
+    """Columns `ratio`, `low` and `high` against column `limit`, a cost: our error over that of a
+    rival, which is 1 where both are level.
+    """
+    colour = COLOURS["stack of blocks" if "stack" in label else "block"]
+    ax.axhline(1, color="black", linewidth=0.8)
+    ax.plot(frame["limit"], frame["ratio"], color=colour, label=f"against {label}")
+    ax.fill_between(frame["limit"], frame["low"], frame["high"], color=colour, alpha=0.2)
+    ax.set_xscale("log")
+    return ax

@@ -40,6 +40,34 @@ SINGLE = "bare attention 128; block 64, last norm; block 32; block 64"
 TWO_DEEP = "stack 2 x 64; looped 2 x 64"
 DEAR = "block 128; stack 4 x 64"
 CONTEST = {"n_train": 55000, "n_test": 10000}
+HIDDEN, NOISE, CLOTHES = (("MNIST", "hidden"), ("MNIST", "noise"), ("FashionMNIST", "hidden"))
+CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning rate
+    (*HIDDEN, 0, "hidden 16x8", 20, 1.0),
+    (*HIDDEN, 0, "hidden 8x8", 20, 1.0),
+    (*HIDDEN, 0, "cascade 16x8", 20, 1.0),
+    (*HIDDEN, 0, "shared 16x8", 20, 1.0),
+    (*HIDDEN, 0, "block 64", 60, 2.0),
+    (*HIDDEN, 0, "stack 2 x 64", 60, 2.0),
+    (*CLOTHES, 0, "hidden 16x8", 20, 1.0),
+    (*CLOTHES, 0, "block 64", 30, 2.0),
+    (*CLOTHES, 0, "stack 2 x 64", 30, 2.0),
+    (*NOISE, 0, "hidden 16x8", 20, 1.0),
+    (*NOISE, 0, "block 64", 30, 2.0),
+    (*NOISE, 0, "stack 2 x 64", 30, 2.0),
+    (*HIDDEN, 1, "hidden 16x8", 20, 1.0),
+    (*HIDDEN, 1, "block 64", 30, 2.0),
+    (*HIDDEN, 1, "stack 2 x 64", 30, 2.0),
+    (*HIDDEN, 0, "block 32", 60, 4.0),
+    (*HIDDEN, 0, "stack 4 x 64", 30, 1.0),
+    (*HIDDEN, 0, "block 128", 30, 1.0),
+    (*HIDDEN, 0, "looped 2 x 64", 30, 2.0),
+    (*HIDDEN, 2, "hidden 16x8", 20, 1.0),
+    (*HIDDEN, 2, "block 64", 30, 2.0),
+    (*HIDDEN, 2, "stack 2 x 64", 30, 2.0),
+    (*HIDDEN, 0, "hidden 16x8", 10, 1.0),
+    (*HIDDEN, 0, "block 64", 15, 2.0),
+    (*HIDDEN, 0, "stack 2 x 64", 15, 2.0),
+]
 RUNS = [  # chapter, name of the run, parameters
     *[
         (
@@ -66,15 +94,14 @@ RUNS = [  # chapter, name of the run, parameters
     *[
         (
             "19_verdict",
-            f"{data}-{task}-{name.replace(' ', '')}-seed{seed}",
-            {**CONTEST, "data": data, "task": task, "only": name, "epochs": 20, "seed": seed},
+            f"{data}-{task}-{name.replace(' ', '')}-{epochs}-seed{seed}",
+            {
+                **CONTEST,
+                **{"data": data, "task": task, "only": name},
+                **{"epochs": epochs, "lr_factor": factor, "seed": seed},
+            },
         )
-        for data, task, name, seed in (
-            ("MNIST", "hidden", "hidden 16x8", 0),
-            ("MNIST", "hidden", "hidden 8x8", 0),
-            ("MNIST", "hidden", "cascade 16x8", 0),
-            ("MNIST", "hidden", "shared 16x8", 0),
-        )
+        for data, task, seed, name, epochs, factor in CONVERGED
     ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),

@@ -1,0 +1,120 @@
+"""The contest: who takes part can be trained, and the best within a cost is chosen on left-out
+images.
+"""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from attractor_book.contest import (
+    ENTRANTS,
+    EndToEnd,
+    Layered,
+    Trial,
+    chosen,
+    models,
+    ratio,
+    stack,
+    with_family,
+)
+from attractor_lib.corruption import HideTokens, mean_token
+from attractor_lib.embedding import PatchEmbedding
+from attractor_lib.trainer import TrainingConfig
+
+EMBEDDING = PatchEmbedding(4, 2)
+
+
+def tokens(n=40):
+    images = torch.rand(n, 4, 4, generator=torch.Generator().manual_seed(0))
+    return EMBEDDING.encode(images), EMBEDDING.patches(images)
+
+
+SMALL = [
+    stack(16, 1e-2, n_layers=2),
+    stack(16, 1e-2, n_layers=1, n_loops=3, last_norm=True),
+    Layered(2, 3, 0, 2, 1e-2),
+    Layered(2, 3, 4, 3, 1e-2),
+    Layered(2, 3, 4, 2, 1e-2, n_shared=2),
+    Layered(2, 3, 4, 2, 1e-2, read="principal"),
+]
+
+
+@pytest.mark.parametrize("keeps_given", [False, True])
+@pytest.mark.parametrize("entrant", SMALL)
+def test_every_kind_of_entrant_learns(entrant, keeps_given):
+    x, pixels = tokens()
+    trial = Trial(x, pixels, HideTokens(2, mean_token(x)), EMBEDDING)
+    config = TrainingConfig(epochs=2, batch_size=20, learning_rate=1.0)
+    fitted = entrant.fit(
+        x, trial.corrupt, config, lambda p: trial.errors(p).mean(), keeps_given=keeps_given
+    )
+    found = list(fitted)
+    assert len(found) == getattr(entrant, "n_stages", 1)
+    assert all(a.parameters < b.parameters for a, b in zip(found, found[1:]))
+    for model in found:
+        assert [record["epoch"] for record in model.curve] == [1, 2]
+        errors = trial.errors(model.predict)
+        assert errors.shape == (40,) and errors.isfinite().all()
+        last = model.curve[-1]["error"]
+        assert math.isclose(errors.mean().item(), last, rel_tol=1e-5)
+
+
+def test_an_error_is_that_of_the_corrupted_sites():
+    x, pixels = tokens()
+    hide = HideTokens(2, mean_token(x))
+    trial = Trial(x, pixels, hide, EMBEDDING)
+    state, sites = hide(x, torch.Generator().manual_seed(0))
+    guess = EMBEDDING.pixels(state)
+    by_hand = [(guess[m] - pixels[m])[sites[m]].square().mean() for m in range(len(x))]
+    torch.testing.assert_close(trial.errors(lambda s, _: s, block=7), torch.stack(by_hand))
+
+
+def test_the_families_are_those_that_figures_have_colours_for():
+    from attractor_book.plots import COLOURS
+
+    frame = with_family(pd.DataFrame({"name": list(ENTRANTS)}))
+    assert set(frame["family"]) <= set(COLOURS)
+    assert {type(e) for e in ENTRANTS.values()} == {EndToEnd, Layered}
+
+
+def row(name, cost, left_out, test, seed=0, stages=1):
+    about = {"data": "MNIST", "task": "hidden", "name": name, "stages": stages, "epochs": 1}
+    about |= {"lr_factor": 1.0, "seed": seed, "parameters": cost}
+    return {**about, "left out": left_out, "test": test}
+
+
+def test_a_model_is_chosen_on_the_images_left_out():
+    frame = pd.DataFrame(
+        [
+            row("a", 10, 3.0, 3.1),
+            row("b", 20, 2.0, 2.5, 0),
+            row("b", 20, 2.2, 2.7, 1),
+            row("c", 30, 2.2, 1.0),  # better on the test images only
+        ]
+    )
+    best = chosen(frame, "parameters", [5, 10, 25, 40])
+    assert best["name"].isna().to_list() == [True, False, False, False]
+    assert best["name"].to_list()[1:] == ["a", "b", "b"]
+    assert best["test"].to_list()[1:] == [3.1, 2.6, 2.6]
+    assert (best["low"][3], best["high"][3]) == (2.5, 2.7)
+    both = ratio(frame[frame["name"] == "a"], frame[frame["name"] == "b"], "parameters", 5)
+    assert both["limit"].iloc[0] == 20
+    assert (both["ratio"] == 3.1 / 2.6).all() and (both["low"] == 3.1 / 2.7).all()
+
+
+def test_models_have_their_costs():
+    given = {"data": "MNIST", "task": "hidden", "name": "block 32", "stages": 1, "epochs": 4}
+    given |= {"lr_factor": 1.0, "parameters": 7, "seed": 0, "n_train": 100, "what": "error"}
+    given |= {"level": 4}
+    stored = pd.DataFrame(
+        [{**given, "split": s, "error": e} for s, e in (("test", 0.2), ("left out", 0.1))]
+        + [{**given, "what": "curve", "error": 9.0}, {**given, "n_train": 50, "error": 9.0}]
+    )
+    costs = pd.DataFrame(
+        [{"task": "hidden", "name": "block 32", "stages": 1, "operations": 5, "training µs": 10}]
+    )
+    (model,) = models(stored, costs, n_images=100).to_dict("records")
+    assert (model["test"], model["left out"], model["family"]) == (0.2, 0.1, "block")
+    assert math.isclose(model["seconds"], 10e-6 * 4 * 100) and model["operations"] == 5
