@@ -25,8 +25,10 @@ def field_jacobian(network: AttractorNetwork, x: Tensor) -> Tensor:
     tokens of 50 components take half a gigabyte in float64, so give it a few at a time.
 
     Raises:
-        ValueError: for a state that the network refuses.
+        ValueError: for a state that the network refuses, or a network with known components.
     """
+    if network.n_known:
+        raise ValueError(f"expected a network with n_known=0, got n_known={network.n_known}")
     J = network.couplings.dense()
     q, k = network.couplings.queries(network.check(x)), network.couplings.keys(x)
     t = network.scores(q, k)

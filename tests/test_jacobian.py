@@ -1,9 +1,9 @@
 import pytest
 import torch
-from conftest import every_network, random_network, random_states
+from conftest import BATCH, D, N, every_network, random_network, random_states
 
 from attractor_lib.jacobian import field_jacobian, update_jacobian
-from attractor_lib.model import LogSumExp
+from attractor_lib.model import AttractorNetwork, LogSumExp
 from attractor_lib.states import Flat, Sphere
 
 
@@ -64,6 +64,9 @@ def test_the_update_stays_on_the_sphere(network, x):
 
 
 def test_what_is_refused(x):
+    knowing = AttractorNetwork(N, D, n_known=2).double()
+    with pytest.raises(ValueError, match="expected a network with n_known=0, got n_known=2"):
+        update_jacobian(knowing, random_states(BATCH, N, D))
     with pytest.raises(ValueError, match="on the sphere, got Flat"):
         update_jacobian(free(random_network(None)), x)
     with pytest.raises(ValueError, match="must have shape"):

@@ -54,13 +54,14 @@ NUMBERS = 2**26  # numbers of a block of examples in one tensor (q, k, o, ...), 
 
 
 def serves(network, x: Tensor) -> bool:
-    """Softmax, up to `LARGEST_DIM` components at full rank or `LARGEST_RANK` at low rank, on a CUDA
-    device, in single precision, no graph to build.
+    """Softmax, up to `LARGEST_DIM` components at full rank or `LARGEST_RANK` at low rank, nothing
+    known beside the spins, on a CUDA device, in single precision, no graph to build.
     """
     c = network.couplings
     return (
         triton is not None
         and network.phi.fused
+        and not network.n_known
         and (network.dim <= LARGEST_DIM if c.pairwise else c.rank <= LARGEST_RANK)
         and x.is_cuda
         and x.dtype == torch.float32

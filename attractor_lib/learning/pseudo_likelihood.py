@@ -224,6 +224,8 @@ def check_network(network: AttractorNetwork) -> None:
             "network must have one head of full rank for its conditionals to be normalised "
             f"exactly, got {c}"
         )
+    if network.n_known:
+        raise ValueError(f"network must have n_known=0, got {network.n_known}")
     if not (network.phi.fused and network.space.unit):
         raise ValueError(
             f"network must have the log-sum-exp energy on the sphere, got {network.phi} and "

@@ -356,6 +356,8 @@ def test_refuses_other_networks_and_states(call, x):
             ValueError, match=f"network must have one head of full rank .*, got {got}"
         ):
             call(network, x)
+    with pytest.raises(ValueError, match="network must have n_known=0, got 2"):
+        call(AttractorNetwork(N, D, n_known=2).double(), x)
     for form in ({"potential": Square()}, {"space": Flat()}):
         with pytest.raises(
             ValueError, match="network must have the log-sum-exp energy on the sphere, got"
