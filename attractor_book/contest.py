@@ -286,6 +286,24 @@ def ratio(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, n: int = 201) -> 
     )
 
 
+def summary(frame: pd.DataFrame, aim: float) -> dict[str, float]:
+    """What a ratio over a range of costs comes to, of the frame that `ratio` returns.
+
+    Returns:
+        Its lowest and highest value, that at the largest cost, and the factors in cost over which
+        it is at most `aim`, and below 1, of the factor over which it was taken.
+    """
+    whole = frame["limit"].iloc[-1] / frame["limit"].iloc[0]
+    return {
+        "lowest": frame["ratio"].min(),
+        "highest": frame["ratio"].max(),
+        "at any cost": frame["ratio"].iloc[-1],
+        f"factor at {aim:.2f}": whole ** (frame["ratio"] <= aim).mean(),
+        "factor ahead": whole ** (frame["ratio"] < 1).mean(),
+        "of": whole,
+    }
+
+
 @dataclass(frozen=True)
 class Trial:
     """Corrupted images to restore, the same for everyone.

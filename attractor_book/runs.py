@@ -49,21 +49,21 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "block 64", 60, 2.0),
     (*HIDDEN, 0, "stack 2 x 64", 60, 2.0),
     (*CLOTHES, 0, "hidden 16x8", 20, 1.0),
-    (*CLOTHES, 0, "block 64", 30, 2.0),
     (*CLOTHES, 0, "stack 2 x 64", 30, 2.0),
+    (*CLOTHES, 0, "block 64", 30, 2.0),
     (*NOISE, 0, "hidden 16x8", 20, 1.0),
-    (*NOISE, 0, "block 64", 30, 2.0),
     (*NOISE, 0, "stack 2 x 64", 30, 2.0),
+    (*NOISE, 0, "block 64", 30, 2.0),
+    (*HIDDEN, 0, "block 128", 30, 1.0),
     (*HIDDEN, 1, "hidden 16x8", 20, 1.0),
-    (*HIDDEN, 1, "block 64", 30, 2.0),
     (*HIDDEN, 1, "stack 2 x 64", 30, 2.0),
+    (*HIDDEN, 1, "block 64", 30, 2.0),
+    (*HIDDEN, 2, "hidden 16x8", 20, 1.0),
+    (*HIDDEN, 2, "stack 2 x 64", 30, 2.0),
+    (*HIDDEN, 2, "block 64", 30, 2.0),
     (*HIDDEN, 0, "block 32", 60, 4.0),
     (*HIDDEN, 0, "stack 4 x 64", 30, 1.0),
-    (*HIDDEN, 0, "block 128", 30, 1.0),
     (*HIDDEN, 0, "looped 2 x 64", 30, 2.0),
-    (*HIDDEN, 2, "hidden 16x8", 20, 1.0),
-    (*HIDDEN, 2, "block 64", 30, 2.0),
-    (*HIDDEN, 2, "stack 2 x 64", 30, 2.0),
     (*HIDDEN, 0, "hidden 16x8", 10, 1.0),
     (*HIDDEN, 0, "block 64", 15, 2.0),
     (*HIDDEN, 0, "stack 2 x 64", 15, 2.0),
@@ -102,6 +102,18 @@ RUNS = [  # chapter, name of the run, parameters
             },
         )
         for data, task, seed, name, epochs, factor in CONVERGED
+    ],
+    *[
+        (
+            "18_hidden_spins",
+            f"{read}-seed{seed}",
+            {
+                **{"read": read, "hidden": numbers, "seed": seed},
+                **{"n_train": 20000, "epochs": 5, "n_test": 5000},
+            },
+        )
+        for seed in (0, 1)
+        for read, numbers in (("random", [0, 16, 32, 64, 128]), ("principal", [16, 32, 64, 128]))
     ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),

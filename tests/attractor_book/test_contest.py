@@ -17,6 +17,7 @@ from attractor_book.contest import (
     models,
     ratio,
     stack,
+    summary,
     with_family,
 )
 from attractor_lib.corruption import HideTokens, mean_token
@@ -118,3 +119,11 @@ def test_models_have_their_costs():
     (model,) = models(stored, costs, n_images=100).to_dict("records")
     assert (model["test"], model["left out"], model["family"]) == (0.2, 0.1, "block")
     assert math.isclose(model["seconds"], 10e-6 * 4 * 100) and model["operations"] == 5
+
+
+def test_a_summary_counts_on_a_logarithmic_scale():
+    frame = pd.DataFrame({"limit": [1.0, 10, 100, 1000], "ratio": [1.1, 0.97, 0.94, 0.92]})
+    found = summary(frame, 0.95)
+    assert (found["lowest"], found["highest"], found["at any cost"]) == (0.92, 1.1, 0.92)
+    assert math.isclose(found["factor at 0.95"], 1000**0.5)
+    assert math.isclose(found["factor ahead"], 1000**0.75) and found["of"] == 1000
