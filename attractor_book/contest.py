@@ -28,12 +28,14 @@ class Trained:
     """A model, and what its training took.
 
     Attributes:
+        model: the module that was trained, or of which the last stage was.
         predict: (state, sites) -> tokens.
         parameters: numbers that were trained, all stages before included.
         curve: one record an epoch of the last stage: epoch, loss, seconds, and error on the images
             left out.
     """
 
+    model: nn.Module
     predict: Predict
     parameters: int
     curve: list[dict]
@@ -72,7 +74,7 @@ class EndToEnd:
 
         error = partial(watch, predict)
         curve = watched(model, backpropagation, tokens, corrupt, config, error)
-        yield Trained(predict, n_parameters(model), curve)
+        yield Trained(model, predict, n_parameters(model), curve)
 
 
 def watched(
@@ -127,6 +129,8 @@ class Layered:
         learning_rate: tuned.
         n_shared: None, or matrices that the sites share (`SharedFactors`).
         read: how hidden spins are read from the pooled keys, "random" or "principal".
+        end_to_end: a control, all stages trained together, by backpropagation through them, for as
+            many epochs as all stages have.
     """
 
     n_heads: int
@@ -136,6 +140,7 @@ class Layered:
     learning_rate: float
     n_shared: int | None = None
     read: str = "random"
+    end_to_end: bool = False
 
     @property
     def family(self) -> str:
@@ -172,6 +177,9 @@ class Layered:
         keeps_given: bool = False,
     ) -> Iterator[Trained]:
         """The first 1, 2 ... stages, as for `EndToEnd`; with `keeps_given` as for `Cascade`."""
+        if self.end_to_end:
+            yield self.fit_together(tokens, corrupt, config, watch, keeps_given)
+            return
         n_sites, dim = tokens.shape[1:]
         cascade = Cascade(keeps_given).to(tokens.device)
         for t in range(self.n_stages):
@@ -190,7 +198,40 @@ class Layered:
             curve = watched(stage, prediction_rule, tokens, after, own, error)
             cascade.add(stage, self.read_of(stage, tokens, after, generator))
             predict = partial(cascade, n_stages=t + 1)
-            yield Trained(predict, n_parameters(cascade), curve)
+            yield Trained(cascade, predict, n_parameters(cascade), curve)
+
+    def fit_together(self, tokens, corrupt, config, watch, keeps_given) -> Trained:
+        """All stages, none trained before the others."""
+        n_sites, dim = tokens.shape[1:]
+        cascade = Cascade(keeps_given).to(tokens.device)
+        for t in range(self.n_stages):
+            generator = torch.Generator().manual_seed(config.seed + 1000 * t)
+            stage = self.network(n_sites, dim, cascade.n_known(dim), generator).to(tokens.device)
+            cascade.add(stage, self.read_of(stage, tokens, corrupt, generator))
+        rate = config.learning_rate * self.learning_rate
+        config = replace(
+            config, learning_rate=rate, warmup=0.1, epochs=config.epochs * self.n_stages
+        )
+        error = watch and partial(watch, cascade)
+        curve = watched(cascade, through_all_stages, tokens, corrupt, config, error)
+        return Trained(cascade, cascade, n_parameters(cascade), curve)
+
+
+def through_all_stages(
+    cascade: Cascade, state: Tensor, target: Tensor, sites: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of what the last stage leaves, and autograd's gradients of all stages."""
+    names, parameters = zip(*cascade.named_parameters(), strict=True)
+    cascade.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            residual = (cascade(state, sites) - target) * sites[..., None]
+            loss = residual.square().sum() / (2 * len(state))
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    finally:
+        cascade.requires_grad_(False)
+    unused = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients))
+    return loss.detach(), dict(zip(names, unused, strict=True))
 
 
 ENTRANTS = {

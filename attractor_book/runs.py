@@ -106,6 +106,17 @@ RUNS = [  # chapter, name of the run, parameters
     *[
         (
             "18_hidden_spins",
+            f"together-rate{rate}-seed0",
+            {
+                **{"training": "together", "hidden": [64], "learning_rate": rate},
+                **{"n_train": 20000, "epochs": 5, "n_test": 5000},
+            },
+        )
+        for rate in (0.005, 0.01)
+    ],
+    *[
+        (
+            "18_hidden_spins",
             f"{read}-seed{seed}",
             {
                 **{"read": read, "hidden": numbers, "seed": seed},

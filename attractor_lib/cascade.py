@@ -98,7 +98,6 @@ class Cascade(nn.Module):
         self.reads.append(read)
         return self
 
-    @torch.no_grad()
     def states(self, given: Tensor, sites: Tensor, n_stages: int | None = None) -> Iterator[Tensor]:
         """What each stage sees in turn, and what the last one leaves: (batch, N, d + n_known).
 

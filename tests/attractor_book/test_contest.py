@@ -18,8 +18,10 @@ from attractor_book.contest import (
     ratio,
     stack,
     summary,
+    through_all_stages,
     with_family,
 )
+from attractor_lib.cascade import Cascade, random_read
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.trainer import TrainingConfig
@@ -39,6 +41,7 @@ SMALL = [
     Layered(2, 3, 4, 3, 1e-2),
     Layered(2, 3, 4, 2, 1e-2, n_shared=2),
     Layered(2, 3, 4, 2, 1e-2, read="principal"),
+    Layered(2, 3, 4, 2, 1e-2, end_to_end=True),
 ]
 
 
@@ -52,10 +55,11 @@ def test_every_kind_of_entrant_learns(entrant, keeps_given):
         x, trial.corrupt, config, lambda p: trial.errors(p).mean(), keeps_given=keeps_given
     )
     found = list(fitted)
-    assert len(found) == getattr(entrant, "n_stages", 1)
+    together = getattr(entrant, "end_to_end", False)
+    assert len(found) == (1 if together else getattr(entrant, "n_stages", 1))
     assert all(a.parameters < b.parameters for a, b in zip(found, found[1:]))
     for model in found:
-        assert [record["epoch"] for record in model.curve] == [1, 2]
+        assert [record["epoch"] for record in model.curve] == ([1, 2, 3, 4] if together else [1, 2])
         errors = trial.errors(model.predict)
         assert errors.shape == (40,) and errors.isfinite().all()
         last = model.curve[-1]["error"]
@@ -127,3 +131,27 @@ def test_a_summary_counts_on_a_logarithmic_scale():
     assert (found["lowest"], found["highest"], found["at any cost"]) == (0.92, 1.1, 0.92)
     assert math.isclose(found["factor at 0.95"], 1000**0.5)
     assert math.isclose(found["factor ahead"], 1000**0.75) and found["of"] == 1000
+
+
+def test_the_control_passes_errors_through_all_stages():
+    """Against differences of the loss, in double precision."""
+    x, _ = tokens(20)
+    hide = HideTokens(2, mean_token(x))
+    cascade, generator = Cascade(), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        stage = Layered(2, 3, 4, 2, 1e-2).network(4, 5, cascade.n_known(5), generator)
+        cascade.add(stage, random_read(4, 2, 3, generator))
+    cascade, x = cascade.double(), x.double()
+    state, sites = hide(x.float(), torch.Generator().manual_seed(1))
+    state = torch.nn.functional.normalize(state.double(), dim=-1)
+    loss, gradients = through_all_stages(cascade, state, x, sites)
+    first = dict(cascade.named_parameters())["stages.0.couplings.V"]
+    assert not first.requires_grad
+    step = torch.zeros_like(first)
+    step[1, 2, 0, 3] = 1e-6
+    first += step
+    more, _ = through_all_stages(cascade, state, x, sites)
+    first -= 2 * step
+    less, _ = through_all_stages(cascade, state, x, sites)
+    expected = gradients["stages.0.couplings.V"][1, 2, 0, 3]
+    assert abs((more - less) / 2e-6 - expected) < 1e-7 and expected != 0
