@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attractor_book.contenders import n_parameters
 from attractor_lib.analysis import pixel_error
 from attractor_lib.baselines import BareAttention, TransformerStack, backpropagation
-from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read
+from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read, start_from
 from attractor_lib.couplings import LowRank, SharedFactors
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -119,8 +119,8 @@ def bare_attention(width: int, learning_rate: float) -> EndToEnd:
 
 @dataclass(frozen=True)
 class Layered:
-    """A cascade of attractor networks, each trained by the prediction rule alone: Adam, warm-up,
-    cosine. What is trained after each stage is a model.
+    """A cascade of attractor networks, each trained by the prediction rule alone, from the stage
+    before it on: Adam, warm-up, cosine. What is trained after each stage is a model.
 
     Attributes:
         n_heads, rank: of each stage.
@@ -157,7 +157,7 @@ class Layered:
             else SharedFactors.random(*sizes, self.n_shared, generator=generator)
         )
         form = {"couplings": couplings, "n_known": n_known}
-        return AttractorNetwork(n_sites, dim + n_known, beta=5.0, **form)
+        return AttractorNetwork(n_sites, dim + n_known, beta=10.0, **form)
 
     def read_of(self, stage: AttractorNetwork, tokens: Tensor, after, generator) -> Tensor | None:
         """R of a trained stage; for principal components, of up to 5000 of its states."""
@@ -186,6 +186,8 @@ class Layered:
             seed = config.seed + 1000 * t
             generator = torch.Generator().manual_seed(seed)
             stage = self.network(n_sites, dim, cascade.n_known(dim), generator).to(tokens.device)
+            if t:
+                start_from(stage, cascade.stages[-1])
             after = AfterStages(cascade, corrupt)
             rate = config.learning_rate * self.learning_rate
             own = replace(config, learning_rate=rate, warmup=0.1, seed=seed)
@@ -236,9 +238,10 @@ def through_all_stages(
 
 ENTRANTS = {
     "cascade 16x8": Layered(16, 8, 0, 4, 2e-2),
-    "hidden 16x8": Layered(16, 8, 64, 6, 2e-2),
-    "hidden 8x8": Layered(8, 8, 32, 6, 2e-2),
-    "shared 16x8": Layered(16, 8, 64, 6, 3e-2, n_shared=2),
+    "hidden 8x8": Layered(8, 8, 64, 6, 2e-2),
+    "hidden 16x8": Layered(16, 8, 128, 6, 2e-2),
+    "hidden 32x8": Layered(32, 8, 128, 6, 2e-2),
+    "shared 16x8": Layered(16, 8, 128, 6, 3e-2, n_shared=2),
     "bare attention 128": bare_attention(128, 8e-3),
     "block 64, last norm": stack(64, 8e-3, n_layers=1, last_norm=True),
     **{f"block {width}": stack(width, 8e-3, n_layers=1) for width in (32, 64, 128, 256)},

@@ -7,12 +7,13 @@ vector spins that minimise a local energy at the attention a^h_i<-j of stage t::
 
     e_i = -(1/beta) sum_h log sum_{j != i} exp(beta s_i . J^h_ij s_j) - b_i . x_i
     x_i(t+1) = P[ sum_h sum_j U^h_i^T a^h_i<-j V^h_j s_j + b_i ] ,     s = [x; z]
-    z_i(t+1) = P[ sum_h sum_j R^h a^h_i<-j V^h_j s_j ] ,                R random and fixed
+    z_i(t+1) = rho P[ sum_h sum_j R^h a^h_i<-j V^h_j s_j ] ,            R random and fixed
 
 Each stage is trained by a rule at the states that the stages before leave. They stay as they are,
 and R is never trained: no error passes from a stage to another.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -49,20 +50,33 @@ def principal_read(stage: AttractorNetwork, states: Tensor, n_hidden: int) -> Te
     return torch.linalg.eigh(pooled.mT @ pooled).eigenvectors[:, -n_hidden:].mT.flip(0)
 
 
+@torch.no_grad()
+def start_from(stage: AttractorNetwork, before: AttractorNetwork) -> None:
+    """Let a stage start its training as the one before it: with its bias, and its couplings of
+    the components that both know.
+    """
+    for p, earlier in zip(stage.parameters(), before.parameters(), strict=True):
+        p[..., : earlier.shape[-1]] = earlier
+
+
 class Cascade(nn.Module):
     """A network for each update, one after the other; without any, states stay as they are.
 
     Args:
         keeps_given: whether the token that was given at the start is known to all later stages.
+        length: rho, that of a hidden spin; > 0.
 
     Attributes:
         stages: the networks, or other modules that make tokens of tokens, which hand on no more.
         reads: R of each stage, or None where there are no hidden spins.
     """
 
-    def __init__(self, keeps_given: bool = False):
+    def __init__(self, keeps_given: bool = False, length: float = 0.4):
         super().__init__()
-        self.keeps_given, self.stages, self.reads = keeps_given, nn.ModuleList(), []
+        if not (math.isfinite(length) and length > 0):
+            raise ValueError(f"length must be a finite number > 0, got {length}")
+        self.keeps_given, self.length = keeps_given, length
+        self.stages, self.reads = nn.ModuleList(), []
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -112,7 +126,9 @@ class Cascade(nn.Module):
         clamped, state = ~check_mask(sites, given, "sites"), given
         yield state
         for stage, read in list(zip(self.stages, self.reads, strict=True))[:n_stages]:
-            x, hidden = (stage(state), None) if read is None else _with_hidden(stage, read, state)
+            x, hidden = (
+                (stage(state), None) if read is None else self._with_hidden(stage, read, state)
+            )
             x = clamp(x[..., : given.shape[-1]], given, clamped)
             known = [z for z in (hidden, given if self.keeps_given else None) if z is not None]
             state = torch.cat([x, *known], -1)
@@ -129,17 +145,16 @@ class Cascade(nn.Module):
         return last[..., : given.shape[-1]]
 
     def extra_repr(self) -> str:
-        return f"keeps_given={self.keeps_given}"
+        return f"keeps_given={self.keeps_given}, length={self.length}"
 
-
-def _with_hidden(stage: AttractorNetwork, read: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The spins after the update of a stage, and the hidden spins."""
-    out = stage.couplings.read_out_matrix()[:, : stage.n_free]
-    read = read.to(out).expand(len(out), -1, -1)
-    pooled, spins = stage.pooled(state, torch.cat([out, read], 1)), stage.spins(state)
-    field = pooled[..., : stage.n_free] + stage.bias + stage.gamma * spins
-    hidden = F.normalize(pooled[..., stage.n_free :], dim=-1)
-    return stage.space.project(field, otherwise=spins), hidden
+    def _with_hidden(self, stage: AttractorNetwork, read: Tensor, state: Tensor) -> tuple:
+        """The spins after the update of a stage, and the hidden spins."""
+        out = stage.couplings.read_out_matrix()[:, : stage.n_free]
+        read = read.to(out).expand(len(out), -1, -1)
+        pooled, spins = stage.pooled(state, torch.cat([out, read], 1)), stage.spins(state)
+        field = pooled[..., : stage.n_free] + stage.bias + stage.gamma * spins
+        hidden = self.length * F.normalize(pooled[..., stage.n_free :], dim=-1)
+        return stage.space.project(field, otherwise=spins), hidden
 
 
 @dataclass(frozen=True)

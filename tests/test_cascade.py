@@ -5,14 +5,14 @@ import torch
 from conftest import BATCH, HEADS, RANK, D, N, random_network, random_states, randomised
 from torch.nn import functional as F
 
-from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read
+from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read, start_from
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.couplings import SharedFactors
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, train
 
-HIDDEN = 3
+HIDDEN, LENGTH = 3, 0.7
 
 
 def generator(seed=5):
@@ -27,7 +27,8 @@ def hidden_by_hand(network, state, read):
     """z_i = P[sum_h sum_j R^h a^h_i<-j k^h_ij]"""
     a, k = network.attention(state), network.couplings.keys(state)
     o = (a[..., None] * k).sum(-2)
-    return F.normalize(torch.einsum("nhr,mhir->min", read.unflatten(1, (HEADS, -1)), o), dim=-1)
+    z = torch.einsum("nhr,mhir->min", read.unflatten(1, (HEADS, -1)), o)
+    return LENGTH * F.normalize(z, dim=-1)
 
 
 def test_without_hidden_spins_each_stage_sees_what_the_one_before_leaves():
@@ -49,7 +50,7 @@ def test_without_hidden_spins_each_stage_sees_what_the_one_before_leaves():
 @pytest.mark.parametrize("keeps_given", [False, True])
 def test_hidden_spins_are_what_the_equations_say(rank, keeps_given):
     given, sites = random_states(BATCH, N, D), torch.rand(BATCH, N, generator=generator()) < 0.5
-    cascade = Cascade(keeps_given)
+    cascade = Cascade(keeps_given, LENGTH)
     first = stage(0, rank, gamma=0.4)
     reads = [random_read(HIDDEN, HEADS, rank or D, generator(n)).double() for n in (0,)]
     cascade.add(first, reads[0])
@@ -78,6 +79,19 @@ def test_a_stage_never_changes_those_before():
     second = stage(HIDDEN)
     train(second, prediction_rule, tokens, AfterStages(cascade, hide), config, report=None)
     assert all(torch.equal(p, before[name]) for name, p in cascade.state_dict().items())
+
+
+@pytest.mark.parametrize("known", [0, HIDDEN])
+def test_a_stage_may_start_as_the_one_before(known):
+    before, after = stage(known), stage(HIDDEN)
+    start_from(after, before)
+    x = random_states(BATCH, N, D)
+    known_of = {n: torch.zeros(BATCH, N, n, dtype=torch.float64) for n in (known, HIDDEN)}
+    field = before.field(torch.cat([x, known_of[known]], -1))
+    torch.testing.assert_close(
+        after.field(torch.cat([x, known_of[HIDDEN]], -1)), field, atol=1e-12, rtol=0
+    )
+    assert before.couplings.U.data_ptr() != after.couplings.U.data_ptr()
 
 
 @pytest.mark.parametrize("rank", [None, RANK])
@@ -111,6 +125,7 @@ def test_shared_factors_and_other_modules_may_be_stages():
         (lambda c: c.add(stage(2)), "n_known=3, got 2"),
         (lambda c: c.add(stage(HIDDEN), torch.ones(4, 5)), r"\(n_hidden, 6\), got \(4, 5\)"),
         (lambda c: c.add(torch.nn.Tanh(), torch.ones(4, 5)), "has keys to read"),
+        (lambda c: Cascade(length=0), "length must be a finite number > 0, got 0"),
         (lambda c: c(random_states(BATCH, N, D), torch.ones(N)), "sites must be boolean"),
     ],
 )
