@@ -55,7 +55,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "cascade 16x8", 12, 1.0),
     (*HIDDEN, 0, "shared 16x8", 12, 1.0),
     (*CLOTHES, 0, "hidden 16x8", 12, 1.0),
-    (*NOISE, 0, "hidden 16x8", 12, 1.0),
+    (*NOISE, 0, "hidden 16x8", 8, 1.0),
     (*HIDDEN, 1, "hidden 16x8", 12, 1.0),
     (*HIDDEN, 1, "stack 2 x 64", 30, 2.0),
     (*HIDDEN, 1, "block 64", 30, 2.0),
