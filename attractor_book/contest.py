@@ -129,6 +129,7 @@ class Layered:
         learning_rate: tuned.
         n_shared: None, or matrices that the sites share (`SharedFactors`).
         read: how hidden spins are read from the pooled keys, "random" or "principal".
+        afresh: whether stages start from random couplings, not as the one before.
         end_to_end: a control, all stages trained together, by backpropagation through them, for as
             many epochs as all stages have.
     """
@@ -140,6 +141,7 @@ class Layered:
     learning_rate: float
     n_shared: int | None = None
     read: str = "random"
+    afresh: bool = False
     end_to_end: bool = False
 
     @property
@@ -186,7 +188,7 @@ class Layered:
             seed = config.seed + 1000 * t
             generator = torch.Generator().manual_seed(seed)
             stage = self.network(n_sites, dim, cascade.n_known(dim), generator).to(tokens.device)
-            if t:
+            if t and not self.afresh:
                 start_from(stage, cascade.stages[-1])
             after = AfterStages(cascade, corrupt)
             rate = config.learning_rate * self.learning_rate

@@ -107,25 +107,20 @@ RUNS = [  # chapter, name of the run, parameters
     *[
         (
             "18_hidden_spins",
-            f"together-rate{rate}-seed0",
+            f"{name}-seed{seed}",
             {
-                **{"training": "together", "hidden": [64], "learning_rate": rate},
-                **{"n_train": 20000, "epochs": 5, "n_test": 5000},
-            },
-        )
-        for rate in (0.005, 0.01)
-    ],
-    *[
-        (
-            "18_hidden_spins",
-            f"{read}-seed{seed}",
-            {
-                **{"read": read, "hidden": numbers, "seed": seed},
+                **{"hidden": numbers, "seed": seed, **given},
                 **{"n_train": 20000, "epochs": 5, "n_test": 5000},
             },
         )
         for seed in (0, 1)
-        for read, numbers in (("random", [0, 16, 32, 64, 128]), ("principal", [16, 32, 64, 128]))
+        for name, numbers, given in (
+            ("random", [0, 16, 32, 64, 128, 256], {}),
+            ("afresh", [0, 128], {"start": "afresh"}),
+            ("principal", [16, 32, 64, 128], {"read": "principal"}),
+            ("together-0.01", [64], {"training": "together", "learning_rate": 0.01}),
+            ("together-0.005", [64], {"training": "together", "learning_rate": 0.005}),
+        )
     ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),
