@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attractor_book.contenders import n_parameters
 from attractor_lib.analysis import pixel_error
 from attractor_lib.baselines import BareAttention, TransformerStack, backpropagation
-from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read, start_from
+from attractor_lib.cascade import AfterStages, Cascade, start_from
 from attractor_lib.couplings import LowRank, SharedFactors
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -30,6 +30,7 @@ class Trained:
     Attributes:
         model: the module that was trained, or of which the last stage was.
         predict: (state, sites) -> tokens.
+        stages: how many it has.
         parameters: numbers that were trained, all stages before included.
         curve: one record an epoch of the last stage: epoch, loss, seconds, and error on the images
             left out.
@@ -37,6 +38,7 @@ class Trained:
 
     model: nn.Module
     predict: Predict
+    stages: int
     parameters: int
     curve: list[dict]
 
@@ -74,7 +76,7 @@ class EndToEnd:
 
         error = partial(watch, predict)
         curve = watched(model, backpropagation, tokens, corrupt, config, error)
-        yield Trained(model, predict, n_parameters(model), curve)
+        yield Trained(model, predict, 1, n_parameters(model), curve)
 
 
 def watched(
@@ -124,11 +126,10 @@ class Layered:
 
     Attributes:
         n_heads, rank: of each stage.
-        n_hidden: spins that it hands on at each site; none if 0.
+        hidden: whether it hands on hidden spins.
         n_stages: networks.
         learning_rate: tuned.
         n_shared: None, or matrices that the sites share (`SharedFactors`).
-        read: how hidden spins are read from the pooled keys, "random" or "principal".
         afresh: whether stages start from random couplings, not as the one before.
         end_to_end: a control, all stages trained together, by backpropagation through them, for as
             many epochs as all stages have.
@@ -136,17 +137,16 @@ class Layered:
 
     n_heads: int
     rank: int
-    n_hidden: int
+    hidden: bool
     n_stages: int
     learning_rate: float
     n_shared: int | None = None
-    read: str = "random"
     afresh: bool = False
     end_to_end: bool = False
 
     @property
     def family(self) -> str:
-        if not self.n_hidden:
+        if not self.hidden:
             return "cascade"
         return "hidden spins" if self.n_shared is None else "hidden spins, shared"
 
@@ -161,15 +161,6 @@ class Layered:
         form = {"couplings": couplings, "n_known": n_known}
         return AttractorNetwork(n_sites, dim + n_known, beta=10.0, **form)
 
-    def read_of(self, stage: AttractorNetwork, tokens: Tensor, after, generator) -> Tensor | None:
-        """R of a trained stage; for principal components, of up to 5000 of its states."""
-        if not self.n_hidden:
-            return None
-        if self.read == "random":
-            return random_read(self.n_hidden, self.n_heads, self.rank, generator)
-        draw = torch.Generator(tokens.device).manual_seed(0)
-        return principal_read(stage, after(tokens[:5000], draw)[0], self.n_hidden)
-
     def fit(
         self,
         tokens: Tensor,
@@ -183,7 +174,7 @@ class Layered:
             yield self.fit_together(tokens, corrupt, config, watch, keeps_given)
             return
         n_sites, dim = tokens.shape[1:]
-        cascade = Cascade(keeps_given).to(tokens.device)
+        cascade = Cascade(self.hidden, keeps_given).to(tokens.device)
         for t in range(self.n_stages):
             seed = config.seed + 1000 * t
             generator = torch.Generator().manual_seed(seed)
@@ -200,25 +191,25 @@ class Layered:
 
             error = watch and partial(watch, so_far)
             curve = watched(stage, prediction_rule, tokens, after, own, error)
-            cascade.add(stage, self.read_of(stage, tokens, after, generator))
+            cascade.add(stage)
             predict = partial(cascade, n_stages=t + 1)
-            yield Trained(cascade, predict, n_parameters(cascade), curve)
+            yield Trained(cascade, predict, t + 1, n_parameters(cascade), curve)
 
     def fit_together(self, tokens, corrupt, config, watch, keeps_given) -> Trained:
         """All stages, none trained before the others."""
         n_sites, dim = tokens.shape[1:]
-        cascade = Cascade(keeps_given).to(tokens.device)
+        cascade = Cascade(self.hidden, keeps_given).to(tokens.device)
         for t in range(self.n_stages):
             generator = torch.Generator().manual_seed(config.seed + 1000 * t)
             stage = self.network(n_sites, dim, cascade.n_known(dim), generator).to(tokens.device)
-            cascade.add(stage, self.read_of(stage, tokens, corrupt, generator))
+            cascade.add(stage)
         rate = config.learning_rate * self.learning_rate
         config = replace(
             config, learning_rate=rate, warmup=0.1, epochs=config.epochs * self.n_stages
         )
         error = watch and partial(watch, cascade)
         curve = watched(cascade, through_all_stages, tokens, corrupt, config, error)
-        return Trained(cascade, cascade, n_parameters(cascade), curve)
+        return Trained(cascade, cascade, self.n_stages, n_parameters(cascade), curve)
 
 
 def through_all_stages(
@@ -239,11 +230,12 @@ def through_all_stages(
 
 
 ENTRANTS = {
-    "cascade 16x8": Layered(16, 8, 0, 4, 2e-2),
-    "hidden 8x8": Layered(8, 8, 64, 6, 2e-2),
-    "hidden 16x8": Layered(16, 8, 128, 6, 2e-2),
-    "hidden 32x8": Layered(32, 8, 128, 6, 2e-2),
-    "shared 16x8": Layered(16, 8, 128, 6, 3e-2, n_shared=2),
+    "cascade 16x8": Layered(16, 8, False, 4, 2e-2),
+    "hidden 4x8": Layered(4, 8, True, 8, 2e-2),
+    "hidden 8x8": Layered(8, 8, True, 8, 2e-2),
+    "hidden 16x8": Layered(16, 8, True, 6, 2e-2),
+    "hidden 32x8": Layered(32, 8, True, 5, 2e-2),
+    "shared 8x8": Layered(8, 8, True, 8, 3e-2, n_shared=2),
     "bare attention 128": bare_attention(128, 8e-3),
     "block 64, last norm": stack(64, 8e-3, n_layers=1, last_norm=True),
     **{f"block {width}": stack(width, 8e-3, n_layers=1) for width in (32, 64, 128, 256)},

@@ -39,29 +39,30 @@ COST_NOISE = {
 SINGLE = "bare attention 128; block 64, last norm; block 32; block 64"
 TWO_DEEP = "stack 2 x 64; looped 2 x 64"
 DEAR = "block 128; stack 4 x 64"
+LOCAL = "tokens alone; tokens alone, afresh; hidden spins; hidden spins, afresh"
 CONTEST = {"n_train": 55000, "n_test": 10000}
 HIDDEN, NOISE, CLOTHES = (("MNIST", "hidden"), ("MNIST", "noise"), ("FashionMNIST", "hidden"))
 CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning rate
     (*HIDDEN, 0, "stack 2 x 64", 60, 2.0),
     (*HIDDEN, 0, "block 64", 60, 2.0),
+    (*HIDDEN, 0, "hidden 16x8", 12, 1.0),
+    (*HIDDEN, 0, "hidden 8x8", 12, 1.0),
+    (*HIDDEN, 0, "hidden 32x8", 12, 1.0),
+    (*CLOTHES, 0, "hidden 16x8", 12, 1.0),
     (*CLOTHES, 0, "stack 2 x 64", 30, 2.0),
     (*CLOTHES, 0, "block 64", 30, 2.0),
+    (*NOISE, 0, "hidden 16x8", 8, 1.0),
     (*NOISE, 0, "stack 2 x 64", 30, 2.0),
     (*NOISE, 0, "block 64", 30, 2.0),
-    (*HIDDEN, 0, "block 128", 30, 1.0),
-    (*HIDDEN, 0, "hidden 16x8", 12, 1.0),
-    (*HIDDEN, 0, "hidden 32x8", 12, 1.0),
-    (*HIDDEN, 0, "hidden 8x8", 12, 1.0),
+    (*HIDDEN, 0, "hidden 4x8", 12, 1.0),
     (*HIDDEN, 0, "cascade 16x8", 12, 1.0),
-    (*HIDDEN, 0, "shared 16x8", 12, 1.0),
-    (*CLOTHES, 0, "hidden 16x8", 12, 1.0),
-    (*NOISE, 0, "hidden 16x8", 8, 1.0),
-    (*HIDDEN, 1, "hidden 16x8", 12, 1.0),
-    (*HIDDEN, 1, "stack 2 x 64", 30, 2.0),
-    (*HIDDEN, 1, "block 64", 30, 2.0),
-    (*HIDDEN, 2, "hidden 16x8", 12, 1.0),
-    (*HIDDEN, 2, "stack 2 x 64", 30, 2.0),
-    (*HIDDEN, 2, "block 64", 30, 2.0),
+    (*HIDDEN, 0, "shared 8x8", 12, 1.0),
+    (*HIDDEN, 0, "block 128", 30, 1.0),
+    *[
+        (*HIDDEN, seed, *entrant)
+        for seed in (1, 2)
+        for entrant in (("hidden 16x8", 12, 1.0), ("stack 2 x 64", 30, 2.0), ("block 64", 30, 2.0))
+    ],
     (*HIDDEN, 0, "block 32", 60, 4.0),
     (*HIDDEN, 0, "stack 4 x 64", 30, 1.0),
     (*HIDDEN, 0, "looped 2 x 64", 30, 2.0),
@@ -109,18 +110,17 @@ RUNS = [  # chapter, name of the run, parameters
             "18_hidden_spins",
             f"{name}-seed{seed}",
             {
-                **{"hidden": numbers, "seed": seed, **given},
+                **{"only": only, "seed": seed, "lr_factor": factor},
                 **{"n_train": 20000, "epochs": 5, "n_test": 5000},
             },
         )
-        for seed in (0, 1)
-        for name, numbers, given in (
-            ("random", [0, 16, 32, 64, 128, 256], {}),
-            ("afresh", [0, 128], {"start": "afresh"}),
-            ("principal", [16, 32, 64, 128], {"read": "principal"}),
-            ("together-0.01", [64], {"training": "together", "learning_rate": 0.01}),
-            ("together-0.005", [64], {"training": "together", "learning_rate": 0.005}),
+        for seed in (0, 1, 2)
+        for name, only, factor in (
+            ("local", LOCAL, 1.0),
+            ("together-x0.5", "all together", 0.5),
+            ("together-x1.0", "all together", 1.0),
         )
+        if seed == 0 or name != "together-x0.5"
     ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),

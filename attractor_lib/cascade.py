@@ -1,16 +1,17 @@
 r"""Depth without backpropagation: networks one after the other that hand on hidden spins.
 
 A cascade has one attractor network for each update (14_accuracy_for_its_cost). What stage t + 1
-sees of site i is the spin x_i, which stage t has updated, and what is known besides: hidden spins
-z_i, which stage t leaves, and the token that was given at the start (18_hidden_spins). Both are
-vector spins that minimise a local energy at the attention a^h_i<-j of stage t::
+sees of site i is the spin x_i, which stage t has updated, and what is known besides: a hidden spin
+z_i, which stage t leaves, and the token that was given at the start (18_hidden_spins). Both x_i and
+z_i are vector spins with a local energy, which the attention and the keys of stage t make::
 
-    e_i = -(1/beta) sum_h log sum_{j != i} exp(beta s_i . J^h_ij s_j) - b_i . x_i
-    x_i(t+1) = P[ sum_h sum_j U^h_i^T a^h_i<-j V^h_j s_j + b_i ] ,     s = [x; z]
-    z_i(t+1) = rho P[ sum_h sum_j R^h a^h_i<-j V^h_j s_j ] ,            R random and fixed
+    e_i      = -(1/beta) sum_h log sum_{j != i} exp(beta s_i . J^h_ij s_j) - b_i . x_i ,  s = [x; z]
+    e^z_i    = -z_i . o_i ,        o_i = sum_j a^h_i<-j V^h_j s_j of all heads h, the pooled keys
+    x_i(t+1) = P[-de_i/dx_i] = P[ sum_h U^h_i^T o^h_i + b_i ]
+    z_i(t+1) = rho P[-de^z_i/dz_i] = rho P[ o_i ]
 
-Each stage is trained by a rule at the states that the stages before leave. They stay as they are,
-and R is never trained: no error passes from a stage to another.
+Each stage is trained by a rule at the states that the stages before leave, which stay as they are:
+no error passes from a stage to another.
 """
 
 import math
@@ -26,30 +27,6 @@ from attractor_lib.model import AttractorNetwork
 from attractor_lib.states import check_mask, clamp
 
 
-def random_read(n_hidden: int, n_heads: int, rank: int, generator: torch.Generator) -> Tensor:
-    """R (n_hidden, heads r) for `Cascade.add`: Gaussian, the same for all sites."""
-    return torch.randn(n_hidden, n_heads * rank, generator=generator)
-
-
-@torch.no_grad()
-def principal_read(stage: AttractorNetwork, states: Tensor, n_hidden: int) -> Tensor:
-    """R (n_hidden, heads r) of the largest principal components of a network's pooled keys.
-
-    Of their second moments over all sites of the states (batch, N, d), without centring: what a
-    linear network learns by Oja's rule from the pooled keys alone.
-
-    Raises:
-        ValueError: for more components than there are.
-    """
-    c = stage.couplings
-    n_pooled = c.n_heads * (c.dim if c.pairwise else c.rank)
-    if not 1 <= n_hidden <= n_pooled:
-        raise ValueError(f"n_hidden must be from 1 to {n_pooled}, got {n_hidden}")
-    read = torch.eye(n_pooled).to(states).expand(c.n_sites, -1, -1)
-    pooled = stage.pooled(states, read).flatten(0, 1)
-    return torch.linalg.eigh(pooled.mT @ pooled).eigenvectors[:, -n_hidden:].mT.flip(0)
-
-
 @torch.no_grad()
 def start_from(stage: AttractorNetwork, before: AttractorNetwork) -> None:
     """Let a stage start its training as the one before it: with its bias, and its couplings of
@@ -63,20 +40,24 @@ class Cascade(nn.Module):
     """A network for each update, one after the other; without any, states stay as they are.
 
     Args:
-        keeps_given: whether the token that was given at the start is known to all later stages.
+        hidden: whether stages hand on hidden spins.
+        given: whether the token that was given at the start is known to all later stages.
         length: rho, that of a hidden spin; > 0.
 
     Attributes:
-        stages: the networks, or other modules that make tokens of tokens, which hand on no more.
-        reads: R of each stage, or None where there are no hidden spins.
+        stages: the networks. Without hidden spins other modules that make tokens of tokens may be
+            stages, too.
+
+    Raises:
+        ValueError: for another length.
     """
 
-    def __init__(self, keeps_given: bool = False, length: float = 0.4):
+    def __init__(self, hidden: bool = False, given: bool = False, length: float = 0.4):
         super().__init__()
         if not (math.isfinite(length) and length > 0):
             raise ValueError(f"length must be a finite number > 0, got {length}")
-        self.keeps_given, self.length = keeps_given, length
-        self.stages, self.reads = nn.ModuleList(), []
+        self.hidden, self.given, self.length = hidden, given, length
+        self.stages = nn.ModuleList()
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -85,31 +66,22 @@ class Cascade(nn.Module):
         """Of the next stage's network, where tokens have dim components."""
         if not self.stages:
             return 0
-        hidden = 0 if self.reads[-1] is None else len(self.reads[-1])
-        return hidden + (dim if self.keeps_given else 0)
+        return self.hidden * _n_pooled(self.stages[-1]) + self.given * dim
 
-    def add(self, stage: nn.Module, read: Tensor | None = None) -> "Cascade":
+    def add(self, stage: nn.Module) -> "Cascade":
         """Append a stage, when it is trained.
 
-        Args:
-            stage: an `AttractorNetwork` with n_known as the cascade has it, or another module.
-            read: R (n_hidden, heads r), from a network's pooled keys to hidden spins.
-
         Raises:
-            ValueError: for a stage or an R of other sizes.
+            ValueError: for a network of other sizes than the stages before leave; and where there
+                are hidden spins, for a module that is no network.
         """
         if isinstance(stage, AttractorNetwork):
-            expected, c = self.n_known(stage.n_free), stage.couplings
+            expected = self.n_known(stage.n_free)
             if stage.n_known != expected:
                 raise ValueError(f"stage must have n_known={expected}, got {stage.n_known}")
-            pooled = c.n_heads * (c.dim if c.pairwise else c.rank)
-            if read is not None and read.shape[1:] != (pooled,):
-                shape = tuple(read.shape)
-                raise ValueError(f"read must have shape (n_hidden, {pooled}), got {shape}")
-        elif read is not None:
-            raise ValueError(f"only an AttractorNetwork has keys to read, got {type(stage)}")
+        elif self.hidden:
+            raise ValueError(f"only an AttractorNetwork has hidden spins, got {type(stage)}")
         self.stages.append(stage)
-        self.reads.append(read)
         return self
 
     def states(self, given: Tensor, sites: Tensor, n_stages: int | None = None) -> Iterator[Tensor]:
@@ -125,14 +97,18 @@ class Cascade(nn.Module):
         """
         clamped, state = ~check_mask(sites, given, "sites"), given
         yield state
-        for stage, read in list(zip(self.stages, self.reads, strict=True))[:n_stages]:
-            x, hidden = (
-                (stage(state), None) if read is None else self._with_hidden(stage, read, state)
-            )
+        for stage in self.stages[:n_stages]:
+            x, known = self._with_hidden(stage, state) if self.hidden else (stage(state), [])
             x = clamp(x[..., : given.shape[-1]], given, clamped)
-            known = [z for z in (hidden, given if self.keeps_given else None) if z is not None]
-            state = torch.cat([x, *known], -1)
+            state = torch.cat([x, *known, *([given] if self.given else [])], -1)
             yield state
+
+    def _with_hidden(self, stage: AttractorNetwork, state: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The spins after the update of a stage, and the hidden spins."""
+        o, spins = stage.pooled(state), stage.spins(state)
+        h = stage.spins(stage.couplings.read_out(o.transpose(1, 2))) + stage.bias
+        x = stage.space.project(h + stage.gamma * spins, otherwise=spins)
+        return x, [self.length * F.normalize(o.flatten(2), dim=-1)]
 
     def seen(self, given: Tensor, sites: Tensor) -> Tensor:
         """What the next stage sees of corrupted tokens: (batch, N, d + n_known)."""
@@ -145,16 +121,12 @@ class Cascade(nn.Module):
         return last[..., : given.shape[-1]]
 
     def extra_repr(self) -> str:
-        return f"keeps_given={self.keeps_given}, length={self.length}"
+        return f"hidden={self.hidden}, given={self.given}, length={self.length}"
 
-    def _with_hidden(self, stage: AttractorNetwork, read: Tensor, state: Tensor) -> tuple:
-        """The spins after the update of a stage, and the hidden spins."""
-        out = stage.couplings.read_out_matrix()[:, : stage.n_free]
-        read = read.to(out).expand(len(out), -1, -1)
-        pooled, spins = stage.pooled(state, torch.cat([out, read], 1)), stage.spins(state)
-        field = pooled[..., : stage.n_free] + stage.bias + stage.gamma * spins
-        hidden = self.length * F.normalize(pooled[..., stage.n_free :], dim=-1)
-        return stage.space.project(field, otherwise=spins), hidden
+
+def _n_pooled(stage: AttractorNetwork) -> int:
+    c = stage.couplings
+    return c.n_heads * (c.dim if c.pairwise else c.rank)
 
 
 @dataclass(frozen=True)

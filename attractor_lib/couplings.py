@@ -6,7 +6,6 @@ Every kind of couplings has
 - ``queries(x)``: q (batch, heads, N, r);
 - ``keys(x)``: k (batch, heads, N or 1, N, r), with x_i . J_ij x_j = q_i . k_ij;
 - ``read_out(o)``: what o (batch, heads, N, r), the pooled keys, send to the spins, (batch, N, d);
-  ``read_out_matrix()`` is its matrix for each site, (N, d, heads r);
 - ``gradient(s, of_queries, of_keys)``: the gradients of its parameters, by name, where
   dL/dk_ij = sum over (c, v) in of_keys of c_ij v_i and dL/dU_i = sum over (o, y) in of_queries of
   o_i y_i^T (there is no U at full rank); then dL/dJ_ij = dL/dk_ij s_j^T, and dL/dV_j is the sum
@@ -78,11 +77,6 @@ class Full(nn.Module):
     def read_out(self, o: Tensor) -> Tensor:
         return o.sum(1)
 
-    def read_out_matrix(self) -> Tensor:
-        """`read_out` as a matrix for each site, (N, d, heads d)."""
-        one = torch.eye(self.dim).to(self.J)
-        return one.repeat(self.n_sites, 1, self.n_heads)
-
     def gradient(self, s: Tensor, of_queries: Terms, of_keys: Terms) -> dict[str, Tensor]:
         dk = sum(einsum("mhij,mhia->mhija", c, v) for c, v in of_keys)
         return self.chain_rule(J=einsum("mhija,mjb->hijab", dk, s))
@@ -152,10 +146,6 @@ class LowRank(nn.Module):
 
     def read_out(self, o: Tensor) -> Tensor:
         return einsum("hira,mhir->mia", self.U, o)
-
-    def read_out_matrix(self) -> Tensor:
-        """`read_out` as a matrix for each site, (N, d, heads r)."""
-        return self.U.permute(1, 3, 0, 2).flatten(2)
 
     def gradient(self, s: Tensor, of_queries: Terms, of_keys: Terms) -> dict[str, Tensor]:
         dk = sum(einsum("mhij,mhir->mhjr", c, v) for c, v in of_keys)

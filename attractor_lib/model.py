@@ -289,19 +289,13 @@ class AttractorNetwork(nn.Module):
 
     @accelerated
     @in_blocks
-    def pooled(self, x: Tensor, read: Tensor) -> Tensor:
-        """W_i o_i, what is read out of the pooled keys o^h_i = sum_j a^h_i<-j k^h_ij of all heads.
+    def pooled(self, x: Tensor) -> Tensor:
+        """The pooled keys o^h_i = sum_j a^h_i<-j k^h_ij: (batch, N, heads, r).
 
-        Args:
-            x: a state (batch, N, d).
-            read: W (N, n, heads r), a matrix for each site; that of the field is U_i^T.
-
-        Returns:
-            (batch, N, n).
+        The field is what ``couplings.read_out`` makes of them, and b_i.
         """
         q, k = self.couplings.queries(x), self.couplings.keys(x)
-        o = einsum("mhij,mhijr->mihr", self.weights(self.scores(q, k)), k)
-        return einsum("inc,mic->min", read, o.flatten(2))
+        return einsum("mhij,mhijr->mihr", self.weights(self.scores(q, k)), k)
 
     def update(self, x: Tensor) -> Tensor:
         """x(t+1) = P[h(x) + gamma x] (batch, N, d). A site without any field stays where it is, and

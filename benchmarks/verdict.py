@@ -30,11 +30,11 @@ def rows(device, rounds, tasks, names=tuple(ENTRANTS)):
 
 def two_stages(entrant: Layered, n_sites: int, dim: int, keeps_given: bool, device) -> Cascade:
     """Untrained, the first and one of those that follow."""
-    cascade, generator = Cascade(keeps_given), torch.Generator().manual_seed(0)
+    cascade, generator = Cascade(entrant.hidden, keeps_given), torch.Generator().manual_seed(0)
     for _ in range(2):
         known = cascade.n_known(dim)
         stage = entrant.network(n_sites, dim, known, generator).to(device)
-        cascade.add(stage, entrant.read_of(stage, None, None, generator))
+        cascade.add(stage)
     return cascade
 
 

@@ -5,14 +5,14 @@ import torch
 from conftest import BATCH, HEADS, RANK, D, N, random_network, random_states, randomised
 from torch.nn import functional as F
 
-from attractor_lib.cascade import AfterStages, Cascade, principal_read, random_read, start_from
+from attractor_lib.cascade import AfterStages, Cascade, start_from
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.couplings import SharedFactors
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, train
 
-HIDDEN, LENGTH = 3, 0.7
+HIDDEN, LENGTH = HEADS * RANK, 0.7
 
 
 def generator(seed=5):
@@ -23,12 +23,11 @@ def stage(n_known, rank=RANK, gamma=0.0):
     return randomised(AttractorNetwork(N, D + n_known, HEADS, rank, 1.7, gamma, n_known=n_known))
 
 
-def hidden_by_hand(network, state, read):
-    """z_i = P[sum_h sum_j R^h a^h_i<-j k^h_ij]"""
+def hidden_by_hand(network, state):
+    """z_i = rho P[sum_j a^h_i<-j k^h_ij of all heads]"""
     a, k = network.attention(state), network.couplings.keys(state)
     o = (a[..., None] * k).sum(-2)
-    z = torch.einsum("nhr,mhir->min", read.unflatten(1, (HEADS, -1)), o)
-    return LENGTH * F.normalize(z, dim=-1)
+    return LENGTH * F.normalize(torch.cat([o[:, h] for h in range(HEADS)], -1), dim=-1)
 
 
 def test_without_hidden_spins_each_stage_sees_what_the_one_before_leaves():
@@ -50,17 +49,16 @@ def test_without_hidden_spins_each_stage_sees_what_the_one_before_leaves():
 @pytest.mark.parametrize("keeps_given", [False, True])
 def test_hidden_spins_are_what_the_equations_say(rank, keeps_given):
     given, sites = random_states(BATCH, N, D), torch.rand(BATCH, N, generator=generator()) < 0.5
-    cascade = Cascade(keeps_given, LENGTH)
+    cascade = Cascade(True, keeps_given, LENGTH)
+    assert cascade.n_known(D) == 0
     first = stage(0, rank, gamma=0.4)
-    reads = [random_read(HIDDEN, HEADS, rank or D, generator(n)).double() for n in (0,)]
-    cascade.add(first, reads[0])
-    known = HIDDEN + (D if keeps_given else 0)
-    assert cascade.n_known(D) == known
-    second = stage(known, rank, gamma=0.2)
+    cascade.add(first)
+    known = HEADS * (rank or D) + (D if keeps_given else 0)
+    assert cascade.n_known(D) == known or rank is None
+    second = stage(cascade.n_known(D), rank, gamma=0.2)
     cascade.add(second)
-    assert cascade.n_known(D) == (D if keeps_given else 0)
     x = torch.where(sites[..., None], first.update(given), given)
-    parts = [x, hidden_by_hand(first, given, reads[0]), *([given] if keeps_given else [])]
+    parts = [x, hidden_by_hand(first, given), *([given] if keeps_given else [])]
     middle = torch.cat(parts, -1)
     last = torch.where(sites[..., None], second.update(middle)[..., :D], given)
     found = list(cascade.states(given, sites))
@@ -72,8 +70,7 @@ def test_hidden_spins_are_what_the_equations_say(rank, keeps_given):
 
 def test_a_stage_never_changes_those_before():
     tokens = random_states(40, N, D)
-    hide, cascade = HideTokens(2, mean_token(tokens)), Cascade()
-    cascade.add(stage(0), random_read(HIDDEN, HEADS, RANK, generator()))
+    hide, cascade = HideTokens(2, mean_token(tokens)), Cascade(hidden=True).add(stage(0))
     before = {name: p.clone() for name, p in cascade.state_dict().items()}
     config = TrainingConfig(epochs=1, batch_size=20)
     second = stage(HIDDEN)
@@ -94,27 +91,11 @@ def test_a_stage_may_start_as_the_one_before(known):
     assert before.couplings.U.data_ptr() != after.couplings.U.data_ptr()
 
 
-@pytest.mark.parametrize("rank", [None, RANK])
-def test_the_principal_read_keeps_the_most_of_the_pooled_keys(rank):
-    network, states = stage(0, rank), random_states(200, N, D)
-    everything = HEADS * (rank or D)
-    read = principal_read(network, states, everything)
-    torch.testing.assert_close(read @ read.mT, torch.eye(everything).double(), atol=1e-10, rtol=0)
-    size = network.pooled(states, read.expand(N, -1, -1)).square().mean((0, 1))
-    assert (size.diff() <= 1e-12).all()  # largest first
-    some = random_read(2, HEADS, rank or D, generator()).double()
-    some = torch.linalg.qr(some.mT).Q.mT.expand(N, -1, -1)
-    assert size[:2].sum() > network.pooled(states, some).square().mean((0, 1)).sum()
-    torch.testing.assert_close(principal_read(network, states, 2), read[:2], atol=0, rtol=0)
-    with pytest.raises(ValueError, match=f"from 1 to {everything}, got 0"):
-        principal_read(network, states, 0)
-
-
 def test_shared_factors_and_other_modules_may_be_stages():
     given, sites = random_states(BATCH, N, D), torch.ones(N, dtype=torch.bool)
     couplings = SharedFactors.random(HEADS, N, D, RANK, 2)
     network = AttractorNetwork(N, D, couplings=couplings).double()
-    cascade = Cascade().add(network, random_read(HIDDEN, HEADS, RANK, generator()))
+    cascade = Cascade(hidden=True).add(network)
     assert cascade.seen(given, sites).shape == (BATCH, N, D + HIDDEN)
     assert torch.equal(Cascade().add(torch.nn.Tanh())(given, sites), given.tanh())
 
@@ -122,14 +103,13 @@ def test_shared_factors_and_other_modules_may_be_stages():
 @pytest.mark.parametrize(
     ("add", "message"),
     [
-        (lambda c: c.add(stage(2)), "n_known=3, got 2"),
-        (lambda c: c.add(stage(HIDDEN), torch.ones(4, 5)), r"\(n_hidden, 6\), got \(4, 5\)"),
-        (lambda c: c.add(torch.nn.Tanh(), torch.ones(4, 5)), "has keys to read"),
+        (lambda c: c.add(stage(2)), "n_known=6, got 2"),
+        (lambda c: c.add(torch.nn.Tanh()), "has hidden spins"),
         (lambda c: Cascade(length=0), "length must be a finite number > 0, got 0"),
         (lambda c: c(random_states(BATCH, N, D), torch.ones(N)), "sites must be boolean"),
     ],
 )
 def test_refuses_what_does_not_fit(add, message):
-    cascade = Cascade().add(stage(0), random_read(HIDDEN, HEADS, RANK, generator()))
+    cascade = Cascade(hidden=True).add(stage(0))
     with pytest.raises(ValueError, match=message):
         add(cascade)

@@ -460,22 +460,19 @@ def test_the_energy_of_a_spin_that_knows_has_the_field_as_its_derivative(rank):
 
 @pytest.mark.parametrize("kernel", [(), ("batched",), ("cpu",)])
 @pytest.mark.parametrize("rank", [None, RANK])
-def test_pooled_keys_are_read_site_by_site(rank, kernel, monkeypatch):
+def test_pooled_keys_are_what_a_head_gathers(rank, kernel, monkeypatch):
     monkeypatch.setattr(kernels.cpu, "FEWEST", 1)
     network, x = random_network(rank), random_states(BATCH, N, D)
-    a, k = network.attention(x), network.couplings.keys(x)
-    read = torch.randn(N, 2, HEADS * k.shape[-1], dtype=torch.float64)
-    o = [[[sum(a[m, h, i, j] * k[m, h, i if rank is None else 0, j] for j in range(N))
-           for h in range(HEADS)] for i in range(N)] for m in range(BATCH)]  # fmt: skip
-    expected = torch.stack(
-        [torch.stack([read[i] @ torch.cat(o[m][i]) for i in range(N)]) for m in range(BATCH)]
-    )
+    a, k = network.attention(x), network.couplings.keys(x).expand(-1, -1, N, -1, -1)
+    expected = torch.zeros(BATCH, N, HEADS, k.shape[-1], dtype=torch.float64)
+    for i in range(N):
+        for j in range(N):
+            expected[:, i] += a[:, :, i, j, None] * k[:, :, i, j]
     with kernels.only(*kernel):
-        torch.testing.assert_close(network.pooled(x, read), expected, atol=1e-12, rtol=0)
-    of_field = network.couplings.read_out_matrix()
-    torch.testing.assert_close(
-        network.pooled(x, of_field) + network.bias, network.field(x), atol=1e-12, rtol=0
-    )
+        o = network.pooled(x)
+    torch.testing.assert_close(o, expected, atol=1e-12, rtol=0)
+    h = network.couplings.read_out(o.transpose(1, 2)) + network.bias
+    torch.testing.assert_close(h, network.field(x), atol=1e-12, rtol=0)
 
 
 def test_what_is_known_may_have_any_norm_but_must_be_finite():

@@ -56,23 +56,21 @@ def serving(network, x: Tensor, equation: str = "field") -> ModuleType | None:
 
 
 def accelerated(equation: Callable) -> Callable:
-    """The equation (network, x, ...), x checked, by the kernel that serves it, or by itself."""
+    """The equation (network, x), x checked, by the kernel that serves it, or by itself."""
 
     @wraps(equation)
-    def fastest(network, x: Tensor, *more: Tensor) -> Tensor:
+    def fastest(network, x: Tensor) -> Tensor:
         kernel = serving(network, network.check(x), equation.__name__)
-        fast = getattr(kernel, equation.__name__) if kernel else equation
-        return fast(network, x, *more)
+        return getattr(kernel, equation.__name__)(network, x) if kernel else equation(network, x)
 
     return fastest
 
 
 def in_blocks(equation: Callable) -> Callable:
-    """The equation (network, x, ...), x checked, block by block: memory does not grow with x."""
+    """The equation (network, x), x checked, block by block: memory does not grow with x."""
 
     @wraps(equation)
-    def by_blocks(network, x: Tensor, *more: Tensor) -> Tensor:
-        parts = blocks(network, network.check(x))
-        return torch.cat([equation(network, part, *more) for (part,) in parts])
+    def by_blocks(network, x: Tensor) -> Tensor:
+        return torch.cat([equation(network, b) for (b,) in blocks(network, network.check(x))])
 
     return by_blocks

@@ -118,10 +118,9 @@ def field(network, x: Tensor) -> Tensor:
     return torch.cat([_read_out(network, o) for o in _pooled(network, x)])
 
 
-def pooled(network, x: Tensor, read: Tensor) -> Tensor:
+def pooled(network, x: Tensor) -> Tensor:
     """`AttractorNetwork.pooled` of a valid state x (batch, N, d)."""
-    parts = (o.permute(2, 0, 1, 3).flatten(2) for o in _pooled(network, x))
-    return torch.cat([(o @ read.mT).transpose(0, 1) for o in parts])
+    return torch.cat([o.transpose(1, 2) for o in _pooled(network, x)])
 
 
 def _pooled(network, x: Tensor):

@@ -295,7 +295,10 @@ def _low_pooled(s, W, U, V, bias, beta, hears, rank, q, k, g, a, z, o, dq, dk, l
                 s[:, :, m : m + lanes], U, V, beta, hears, rank, q[t], k[t], a[t], g[t]
             )
             for i in range(len(s)):
-                gemm(W[i], g[t, i], f[i, :, m : m + lanes], False)
+                if W.shape[1]:
+                    gemm(W[i], g[t, i], f[i, :, m : m + lanes], False)
+                else:
+                    _copy(g[t, i], f[i, :, m : m + lanes], lanes)
 
 
 @_parallel
@@ -440,15 +443,24 @@ def field(network, x: Tensor) -> Tensor:
     c = network.couplings
     if c.pairwise:
         return _by_examples(_full_field, network, x, network.n_free, _parameters(network))
-    return pooled(network, x, c.read_out_matrix()[:, : network.n_free]) + network.bias
+    read_out = network.spins(c.U.detach()).permute(1, 3, 0, 2).flatten(2)
+    return _read(network, x, read_out) + network.bias
 
 
-def pooled(network, x: Tensor, read: Tensor) -> Tensor:
+def pooled(network, x: Tensor) -> Tensor:
     """`AttractorNetwork.pooled` of a valid state x (batch, N, d)."""
-    if network.couplings.pairwise:
-        return batched.pooled(network, x, read)
-    given = read.detach().contiguous().numpy(), *_parameters(network)
-    return _by_examples(_low_pooled, network, x, read.shape[1], given)
+    c = network.couplings
+    if c.pairwise:
+        return batched.pooled(network, x)
+    return _read(network, x, x.new_empty(c.n_sites, 0, c.n_heads * c.rank)).unflatten(
+        2, (c.n_heads, c.rank)
+    )
+
+
+def _read(network, x: Tensor, W: Tensor) -> Tensor:
+    """W_i o_i (batch, N, n) for matrices W (N, n, heads r); o_i itself if they have no rows."""
+    given = W.contiguous().numpy(), *_parameters(network)
+    return _by_examples(_low_pooled, network, x, W.shape[1] or W.shape[2], given)
 
 
 def _by_examples(run: Callable, network, x: Tensor, n: int, given: tuple) -> Tensor:

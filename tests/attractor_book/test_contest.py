@@ -21,7 +21,7 @@ from attractor_book.contest import (
     through_all_stages,
     with_family,
 )
-from attractor_lib.cascade import Cascade, random_read
+from attractor_lib.cascade import Cascade
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.trainer import TrainingConfig
@@ -37,11 +37,11 @@ def tokens(n=40):
 SMALL = [
     stack(16, 1e-2, n_layers=2),
     stack(16, 1e-2, n_layers=1, n_loops=3, last_norm=True),
-    Layered(2, 3, 0, 2, 1e-2),
-    Layered(2, 3, 4, 3, 1e-2),
-    Layered(2, 3, 4, 2, 1e-2, n_shared=2),
-    Layered(2, 3, 4, 2, 1e-2, read="principal"),
-    Layered(2, 3, 4, 2, 1e-2, end_to_end=True),
+    Layered(2, 3, False, 2, 1e-2),
+    Layered(2, 3, True, 3, 1e-2),
+    Layered(2, 3, True, 2, 1e-2, n_shared=2),
+    Layered(2, 3, True, 2, 1e-2, afresh=True),
+    Layered(2, 3, True, 2, 1e-2, end_to_end=True),
 ]
 
 
@@ -137,10 +137,10 @@ def test_the_control_passes_errors_through_all_stages():
     """Against differences of the loss, in double precision."""
     x, _ = tokens(20)
     hide = HideTokens(2, mean_token(x))
-    cascade, generator = Cascade(), torch.Generator().manual_seed(0)
+    cascade, generator = Cascade(hidden=True), torch.Generator().manual_seed(0)
     for _ in range(2):
-        stage = Layered(2, 3, 4, 2, 1e-2).network(4, 5, cascade.n_known(5), generator)
-        cascade.add(stage, random_read(4, 2, 3, generator))
+        stage = Layered(2, 3, True, 2, 1e-2).network(4, 5, cascade.n_known(5), generator)
+        cascade.add(stage)
     cascade, x = cascade.double(), x.double()
     state, sites = hide(x.float(), torch.Generator().manual_seed(1))
     state = torch.nn.functional.normalize(state.double(), dim=-1)

@@ -46,16 +46,9 @@ def named(loss: Tensor, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"loss": loss, **gradients}
 
 
-def some_reading(network: AttractorNetwork) -> Tensor:
-    """W (N, 3, heads r) of the network's own numbers."""
-    return network.couplings.read_out_matrix()[:, :1].repeat(1, 3, 1)
-
-
 EQUATIONS = {
     "field": lambda network, state, target, sites: {"field": network.field(state)},
-    "pooled": lambda network, state, target, sites: {
-        "pooled": network.pooled(state, some_reading(network))
-    },
+    "pooled": lambda network, state, target, sites: {"pooled": network.pooled(state)},
     "prediction_rule": lambda *example: named(*prediction_rule(*example)),
     "energy_rule": lambda *example: named(*energy_rule(*example)),
 }
