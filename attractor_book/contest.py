@@ -1,5 +1,6 @@
 """The contest at convergence: who takes part, and how each is trained (notebook 19_verdict)."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -249,6 +250,8 @@ def with_family(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(family=[ENTRANTS[name].family for name in frame["name"]])
 
 
+OURS = "cascade", "hidden spins", "hidden spins, shared"  # families
+RIVALS = {"a block": ("block", "looped block", "bare attention"), "a stack": ("stack of blocks",)}
 MODEL = ["data", "task", "name", "stages", "epochs", "lr_factor"]  # what tells models apart
 
 
@@ -271,6 +274,45 @@ def models(stored: pd.DataFrame, costs: pd.DataFrame, n_images: int = 55_000) ->
     wide = with_family(wide).merge(costs, on=["task", "name", "stages"])
     seconds = 1e-6 * wide.pop("training µs") * wide["epochs"] * n_images
     return wide.assign(seconds=seconds)
+
+
+def sides(models: pd.DataFrame, rival: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Our models, and those of a rival, by the names of `RIVALS`."""
+    ours, theirs = (models[models["family"].isin(f)] for f in (OURS, RIVALS[rival]))
+    return ours, theirs
+
+
+def verdicts(models: pd.DataFrame) -> pd.DataFrame:
+    """The best of each side whatever it costs, chosen on the images left out.
+
+    Returns:
+        A row a data set, task, level and rival: who was chosen, test errors, their ratio, and from
+        where to where it lies over the seeds.
+    """
+    rows = []
+    for (data, task, level), frame in models.groupby(["data", "task", "level"]):
+        for rival in RIVALS:
+            ours, theirs = (chosen(f, "seconds", [math.inf]).iloc[0] for f in sides(frame, rival))
+            row = {"data": data, "task": task, "level": level, "rival": rival}
+            row |= {"ours": ours["test"], "theirs": theirs["test"]}
+            row |= {"our model": ours["name"], "their model": theirs["name"]}
+            row |= {"ratio": ours["test"] / theirs["test"]}
+            row |= {"from": ours["low"] / theirs["high"], "to": ours["high"] / theirs["low"]}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def at_equal_cost(models: pd.DataFrame, costs, aims: dict[str, float]) -> pd.DataFrame:
+    """`summary` of the ratio for each data set, task, level, rival and cost; aims by rival."""
+    rows = []
+    for (data, task, level), frame in models.groupby(["data", "task", "level"]):
+        for rival in RIVALS:
+            for cost in costs:
+                found = summary(ratio(*sides(frame, rival), cost), aims[rival])
+                found["factor at the aim"] = found.pop(f"factor at {aims[rival]:.2f}")
+                about = {"data": data, "task": task, "rival": rival, "cost": cost, "level": level}
+                rows.append(about | found)
+    return pd.DataFrame(rows)
 
 
 def chosen(models: pd.DataFrame, cost: str, limits) -> pd.DataFrame:

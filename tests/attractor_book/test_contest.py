@@ -13,12 +13,14 @@ from attractor_book.contest import (
     EndToEnd,
     Layered,
     Trial,
+    at_equal_cost,
     chosen,
     models,
     ratio,
     stack,
     summary,
     through_all_stages,
+    verdicts,
     with_family,
 )
 from attractor_lib.cascade import Cascade
@@ -155,3 +157,21 @@ def test_the_control_passes_errors_through_all_stages():
     less, _ = through_all_stages(cascade, state, x, sites)
     expected = gradients["stages.0.couplings.V"][1, 2, 0, 3]
     assert abs((more - less) / 2e-6 - expected) < 1e-7 and expected != 0
+
+
+def test_both_sides_meet_in_every_task():
+    frame = pd.DataFrame(
+        [row("hidden 16x8", 10, 3.0, 3.0) | {"level": level, "seconds": 1.0} for level in (1, 4)]
+        + [
+            row(name, 10, 2.0, 2.0 + level) | {"level": level, "seconds": 1.0}
+            for level in (1, 4)
+            for name in ("block 64", "stack 2 x 64")
+        ]
+    )
+    frame = with_family(frame)
+    found = verdicts(frame)
+    assert found["ratio"].to_list() == [1.0, 1.0, 0.5, 0.5]
+    assert found["our model"].unique().tolist() == ["hidden 16x8"]
+    equal = at_equal_cost(frame, ["parameters"], {"a block": 0.9, "a stack": 0.95})
+    assert equal["lowest"].to_list() == [1.0, 1.0, 0.5, 0.5]
+    assert {"factor at the aim", "factor ahead", "of"} <= set(equal)
