@@ -47,7 +47,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "block 64", 60, 2.0),
     (*HIDDEN, 0, "hidden 16x8", 12, 1.0),
     (*HIDDEN, 0, "hidden 8x8", 12, 1.0),
-    (*HIDDEN, 0, "hidden 32x8", 12, 1.0),
+    (*HIDDEN, 0, "hidden 32x8", 8, 1.0),
     (*CLOTHES, 0, "hidden 16x8", 12, 1.0),
     (*CLOTHES, 0, "stack 2 x 64", 30, 2.0),
     (*CLOTHES, 0, "block 64", 30, 2.0),
