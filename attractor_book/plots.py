@@ -301,4 +301,5 @@ def plot_ratio(ax: Axes, frame: pd.DataFrame, label: str) -> Axes:
     ax.plot(frame["limit"], frame["ratio"], color=colour, label=f"against {label}")
     ax.fill_between(frame["limit"], frame["low"], frame["high"], color=colour, alpha=0.2)
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter("")
     return ax

@@ -48,6 +48,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "hidden 16x8", 12, 1.0),
     (*HIDDEN, 0, "hidden 8x8", 12, 1.0),
     (*HIDDEN, 0, "hidden 32x8", 8, 1.0),
+    (*HIDDEN, 0, "hidden 16x8, decay", 12, 1.0),
     (*CLOTHES, 0, "hidden 16x8", 12, 1.0),
     (*CLOTHES, 0, "stack 2 x 64", 30, 2.0),
     (*CLOTHES, 0, "block 64", 30, 2.0),
@@ -96,7 +97,7 @@ RUNS = [  # chapter, name of the run, parameters
     *[
         (
             "19_verdict",
-            f"{data}-{task}-{name.replace(' ', '')}-{epochs}-seed{seed}",
+            f"{data}-{task}-{name.replace(' ', '').replace(',', '-')}-{epochs}-seed{seed}",
             {
                 **CONTEST,
                 **{"data": data, "task": task, "only": name},

@@ -24,7 +24,13 @@ from attractor_lib.learning import energy_rule, prediction_rule
 from attractor_lib.learning.contrastive import ContrastiveDivergence, GibbsSampler, own_update
 from attractor_lib.learning.own_trajectory import OwnTrajectory, PersistentTrajectories
 from attractor_lib.model import AttractorNetwork
-from attractor_lib.trainer import TrainingConfig, select_device, train
+from attractor_lib.trainer import (
+    TrainingConfig,
+    make_optimizer,
+    make_schedule,
+    select_device,
+    train,
+)
 
 CONFIG = TrainingConfig(epochs=4, batch_size=32, learning_rate=0.02)
 
@@ -570,3 +576,39 @@ def test_cuda_asked_for_and_absent_is_a_clear_error():
         RuntimeError, match="'cuda' was asked for, but torch .* sees no CUDA device"
     ):
         select_device("cuda")
+
+
+def test_weight_decay_is_that_of_matrices_and_none_if_zero():
+    matrix, vector = (torch.nn.Parameter(torch.ones(n)) for n in ((2, 2), (2,)))
+    for name in ("Adam", "AdamW", "SGD"):
+        optimizer = make_optimizer(name, [matrix, vector], 0.1)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0]
+    optimizer = make_optimizer("AdamW", [matrix, vector], 0.1, 0.5)
+    for p in (matrix, vector):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 0.95))
+    assert torch.equal(vector.detach(), torch.ones(2))
+    with pytest.raises(ValueError, match="weight_decay must be 0 for Rprop, which has none"):
+        make_optimizer("Rprop", [matrix], 0.1, 0.5)
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine():
+    optimizer = make_optimizer("Adam", [torch.nn.Parameter(torch.ones(1))], 0.8)
+    schedule, rates = make_schedule(optimizer, 20, 0.2), []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.8 * (n + 1) / 4 if n < 4 else 0.8 * (1 + math.cos(math.pi * (n - 4) / 16)) / 2
+                for n in range(20)]  # fmt: skip
+    expected[0:4] = [0.8 * (0.25 + 0.75 * n / 4) for n in range(4)]
+    torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"warmup": 1.0}, {"warmup": -0.1}, {"weight_decay": math.inf}, {"weight_decay": -1}]
+)
+def test_refuses_a_warm_up_or_decay_out_of_range(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        TrainingConfig(**given)

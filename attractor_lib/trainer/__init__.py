@@ -118,11 +118,15 @@ def make_optimizer(
     be contiguous. Weights of layer norms and biases, which have one axis, are not decayed.
     """
     kind, parameters = getattr(torch.optim, name), list(parameters)
-    can_be = "fused" in inspect.signature(kind).parameters
-    fused = can_be and all(p.is_contiguous() for p in parameters)
+    takes = inspect.signature(kind).parameters
+    fused = "fused" in takes and all(p.is_contiguous() for p in parameters)
     given = {"lr": learning_rate, **({"fused": True} if fused else {})}
-    if not weight_decay:
-        return kind(parameters, **given)
+    if not weight_decay:  # torch's own default is not zero for each
+        return kind(
+            parameters, **given, **({"weight_decay": 0.0} if "weight_decay" in takes else {})
+        )
+    if "weight_decay" not in takes:
+        raise ValueError(f"weight_decay must be 0 for {name}, which has none, got {weight_decay}")
     decayed, others = (
         {"params": [p for p in parameters if (p.ndim > 1) == many], "weight_decay": decay}
         for many, decay in ((True, weight_decay), (False, 0.0))
@@ -186,9 +190,10 @@ def train(
         ValueError: for tokens of another shape, fewer examples than a batch, an unknown name in
             `frozen` or all names there are, a `coupling_norm` for a model without couplings, a rule
             that leaves out a parameter, a checkpoint that is damaged or belongs to another
-            configuration, or a checkpoint together with a rule or a corruption that has no lasting
-            name, or only one of ``state_dict`` and ``load_state_dict``. Over several processes, for
-            what they do not all hold alike, and a rule that cannot be applied in slices.
+            configuration, a weight decay that the optimizer does not know, or a checkpoint together
+            with a rule or a corruption that has no lasting name, or only one of ``state_dict`` and
+            ``load_state_dict``. Over several processes, for what they do not all hold alike, and a
+            rule that cannot be applied in slices.
         FloatingPointError: if the loss is no longer finite.
         ConnectionError: if another process has died, or has been silent for ten minutes.
     """

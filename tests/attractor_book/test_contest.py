@@ -118,6 +118,10 @@ def test_models_have_their_costs():
     stored = pd.DataFrame(
         [{**given, "split": s, "error": e} for s, e in (("test", 0.2), ("left out", 0.1))]
         + [{**given, "what": "curve", "error": 9.0}, {**given, "n_train": 50, "error": 9.0}]
+        + [
+            {**given, "lr_factor": 2.0, "split": s, "error": e}
+            for s, e in (("test", 0.1), ("left out", 0.2))
+        ]
     )
     costs = pd.DataFrame(
         [{"task": "hidden", "name": "block 32", "stages": 1, "operations": 5, "training µs": 10}]
