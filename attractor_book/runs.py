@@ -120,8 +120,9 @@ RUNS = [  # chapter, name of the run, parameters
             ("local", LOCAL, 1.0),
             ("together-x0.5", "all together", 0.5),
             ("together-x1.0", "all together", 1.0),
+            ("together-x2.0", "all together", 2.0),
         )
-        if seed == 0 or name != "together-x0.5"
+        if seed == 0 or name == "local"
     ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),
