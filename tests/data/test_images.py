@@ -223,7 +223,7 @@ def test_the_wheel_gives_the_idx_files_bit_for_bit(tmp_path, files, monkeypatch)
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("CIFAR", "train"), "name must be one of MNIST, got 'CIFAR'"),
+        (("CIFAR", "train"), "name must be one of MNIST, FashionMNIST, got 'CIFAR'"),
         (("MNIST", "valid"), "split must be 'train' or 'test', got 'valid'"),
     ],
 )
