@@ -70,7 +70,7 @@ class Contender:
         for t in range(self.n_stages):
             seed = config.seed + 1000 * t
             stage = self.make(*tokens.shape[1:], seed).to(tokens.device)
-            after = AfterStages(cascade, corrupt) if t else corrupt
+            after = AfterStages(cascade, corrupt)
             rate = lr_factor * self.learning_rate
             own = replace(config, learning_rate=rate, frozen=self.frozen, seed=seed)
             train(stage, self.rule, tokens, after, own, report=report)

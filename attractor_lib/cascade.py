@@ -79,6 +79,9 @@ class Cascade(nn.Module):
             expected = self.n_known(stage.n_free)
             if stage.n_known != expected:
                 raise ValueError(f"stage must have n_known={expected}, got {stage.n_known}")
+            sizes = {(s.n_sites, s.n_free) for s in self.stages if isinstance(s, AttractorNetwork)}
+            if sizes - {got := (stage.n_sites, stage.n_free)}:
+                raise ValueError(f"stage must have sites and free components {sizes}, got {got}")
         elif self.hidden:
             raise ValueError(f"only an AttractorNetwork has hidden spins, got {type(stage)}")
         self.stages.append(stage)
@@ -104,11 +107,10 @@ class Cascade(nn.Module):
             yield state
 
     def _with_hidden(self, stage: AttractorNetwork, state: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The spins after the update of a stage, and the hidden spins."""
-        o, spins = stage.pooled(state), stage.spins(state)
+        """The update of a stage, and the hidden spins, from the same pooled keys."""
+        o = stage.pooled(state)
         h = stage.spins(stage.couplings.read_out(o.transpose(1, 2))) + stage.bias
-        x = stage.space.project(h + stage.gamma * spins, otherwise=spins)
-        return x, [self.length * F.normalize(o.flatten(2), dim=-1)]
+        return stage.moved(state, h), [self.length * F.normalize(o.flatten(2), dim=-1)]
 
     def seen(self, given: Tensor, sites: Tensor) -> Tensor:
         """What the next stage sees of corrupted tokens: (batch, N, d + n_known)."""

@@ -301,9 +301,12 @@ class AttractorNetwork(nn.Module):
         """x(t+1) = P[h(x) + gamma x] (batch, N, d). A site without any field stays where it is, and
         what is known stays as it is.
         """
+        return self.moved(x, self.field(x))
+
+    def moved(self, x: Tensor, h: Tensor) -> Tensor:
+        """P[h + gamma x] (batch, N, d) for a field h, beside what is known in x."""
         spins = self.spins(x)
-        new = self.space.project(self.field(x) + self.gamma * spins, otherwise=spins)
-        return self.with_known(new, x)
+        return self.with_known(self.space.project(h + self.gamma * spins, otherwise=spins), x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.update(x)

@@ -105,6 +105,10 @@ def test_shared_factors_and_other_modules_may_be_stages():
     [
         (lambda c: c.add(stage(2)), "n_known=6, got 2"),
         (lambda c: c.add(torch.nn.Tanh()), "has hidden spins"),
+        (
+            lambda c: c.add(AttractorNetwork(N, D + 2 + HIDDEN, n_known=HIDDEN)),
+            "sites and free components",
+        ),
         (lambda c: Cascade(length=0), "length must be a finite number > 0, got 0"),
         (lambda c: c(random_states(BATCH, N, D), torch.ones(N)), "sites must be boolean"),
     ],

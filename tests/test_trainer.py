@@ -600,9 +600,9 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine():
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    expected = [0.8 * (n + 1) / 4 if n < 4 else 0.8 * (1 + math.cos(math.pi * (n - 4) / 16)) / 2
-                for n in range(20)]  # fmt: skip
-    expected[0:4] = [0.8 * (0.25 + 0.75 * n / 4) for n in range(4)]
+    rise = [0.8 * (0.25 + 0.75 * n / 4) for n in range(4)]
+    fall = [0.8 * (1 + math.cos(math.pi * n / 16)) / 2 for n in range(16)]
+    expected = rise + fall
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected), atol=1e-6, rtol=0)
 
 

@@ -384,7 +384,7 @@ class _Workspace:
         return self.fields[n]
 
 
-_workspace = lru_cache(maxsize=8)(_Workspace)  # fresh memory costs as much as a pass
+_workspace = lru_cache(maxsize=4)(_Workspace)  # fresh memory costs as much as a pass
 _lock = threading.Lock()  # one caller at a time
 
 

@@ -28,7 +28,7 @@ class TrainingConfig:
         epochs: passes over the examples.
         batch_size: examples a step; a last incomplete batch is left out.
         learning_rate: the largest; it falls to zero along a cosine.
-        warmup: the share of the steps, at the start, in which it rises in proportion; none if 0.
+        warmup: the share of the steps, at the start, in which it rises linearly; none if 0.
         optimizer: a class of torch.optim.
         weight_decay: of the optimizer, for parameters of at least two axes; none if 0.
         seed: of the order of the examples and of their corruption.
