@@ -240,6 +240,7 @@ ENTRANTS = {
     "hidden 16x8": Layered(16, 8, True, 6, 2e-2),
     "hidden 32x8": Layered(32, 8, True, 5, 2e-2),
     "hidden 16x8, decay": Layered(16, 8, True, 6, 2e-2, weight_decay=0.05),
+    "hidden 32x8, decay": Layered(32, 8, True, 6, 2e-2, weight_decay=0.05),
     "shared 8x8": Layered(8, 8, True, 8, 3e-2, n_shared=2),
     "bare attention 128": bare_attention(128, 8e-3),
     "block 64, last norm": stack(64, 8e-3, n_layers=1, last_norm=True),

@@ -41,35 +41,27 @@ TWO_DEEP = "stack 2 x 64; looped 2 x 64"
 DEAR = "block 128; stack 4 x 64"
 LOCAL = "tokens alone; tokens alone, afresh; hidden spins; hidden spins, afresh"
 CONTEST = {"n_train": 55000, "n_test": 10000}
-HIDDEN, NOISE, CLOTHES = (("MNIST", "hidden"), ("MNIST", "noise"), ("FashionMNIST", "hidden"))
+HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
+MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
+NOISY = ("hidden 16x8, decay", 8, 1.0), ("stack 2 x 64", 30, 2.0), ("block 64", 30, 2.0)
 CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning rate
-    (*HIDDEN, 0, "stack 2 x 64", 60, 2.0),
-    (*HIDDEN, 0, "block 64", 60, 2.0),
+    *[(*HIDDEN, seed, *entrant) for seed in (0, 1, 2) for entrant in MAIN],
+    *[(*CLOTHES, 0, *entrant) for entrant in MAIN],
+    *[(data, "noise", 0, *entrant) for data in ("MNIST", "FashionMNIST") for entrant in NOISY],
     (*HIDDEN, 0, "hidden 16x8", 12, 1.0),
     (*HIDDEN, 0, "hidden 8x8", 12, 1.0),
     (*HIDDEN, 0, "hidden 32x8", 8, 1.0),
-    (*HIDDEN, 0, "hidden 16x8, decay", 12, 1.0),
-    (*CLOTHES, 0, "hidden 16x8", 12, 1.0),
-    (*CLOTHES, 0, "stack 2 x 64", 30, 2.0),
-    (*CLOTHES, 0, "block 64", 30, 2.0),
-    (*NOISE, 0, "hidden 16x8", 8, 1.0),
-    (*NOISE, 0, "stack 2 x 64", 30, 2.0),
-    (*NOISE, 0, "block 64", 30, 2.0),
-    (*HIDDEN, 0, "hidden 4x8", 12, 1.0),
     (*HIDDEN, 0, "cascade 16x8", 12, 1.0),
     (*HIDDEN, 0, "shared 8x8", 12, 1.0),
-    (*HIDDEN, 0, "block 128", 30, 1.0),
-    *[
-        (*HIDDEN, seed, *entrant)
-        for seed in (1, 2)
-        for entrant in (("hidden 16x8", 12, 1.0), ("stack 2 x 64", 30, 2.0), ("block 64", 30, 2.0))
-    ],
-    (*HIDDEN, 0, "block 32", 60, 4.0),
+    (*HIDDEN, 0, "hidden 4x8", 12, 1.0),
+    (*HIDDEN, 0, "hidden 32x8, decay", 8, 1.0),
+    *[(*HIDDEN, 0, "hidden 16x8, decay", epochs, 1.0) for epochs in (3, 6)],
+    *[(*HIDDEN, 0, name, 15, 2.0) for name in ("stack 2 x 64", "block 64")],
     (*HIDDEN, 0, "stack 4 x 64", 30, 1.0),
+    (*HIDDEN, 0, "stack 2 x 64", 120, 2.0),
     (*HIDDEN, 0, "looped 2 x 64", 30, 2.0),
-    (*HIDDEN, 0, "hidden 16x8", 4, 1.0),
-    (*HIDDEN, 0, "block 64", 15, 2.0),
-    (*HIDDEN, 0, "stack 2 x 64", 15, 2.0),
+    (*HIDDEN, 0, "block 32", 60, 4.0),
+    (*HIDDEN, 0, "block 128", 30, 1.0),
 ]
 RUNS = [  # chapter, name of the run, parameters
     *[

@@ -17,31 +17,37 @@ class PatchEmbedding:
     The last component is what ``|u|`` leaves, so nothing is lost and every patch has its own point
     on the sphere. With ``n_frequencies=c`` a token holds C u in place of u, the c lowest
     frequencies of the patch's discrete cosine transform (C: c orthonormal rows), and d = c + 1.
-    Then `pixels` gives the patch without its high frequencies.
+    Then `pixels` gives the patch without its high frequencies. In colour, P counts the values of
+    all channels, and a frequency is one of one channel.
 
     Args:
         image_size: height = width in pixels.
         patch_size: height = width of a patch; must divide image_size.
         n_frequencies: None for all pixels, or c from 1 to P.
+        channels: 1 for images (batch, height, width), or more for (batch, channels, height, width).
 
-    Sites run row by row over the patches, components row by row over a patch's pixels, or from low
-    frequency to high.
+    Sites run row by row over the patches, components channel by channel, then row by row over a
+    patch's pixels, or from low frequency to high.
     """
 
-    def __init__(self, image_size: int, patch_size: int, n_frequencies: int | None = None):
+    def __init__(
+        self, image_size: int, patch_size: int, n_frequencies: int | None = None, channels: int = 1
+    ):
         if image_size < 1 or patch_size < 1 or image_size % patch_size:
             raise ValueError(
                 f"patch_size must divide image_size, got image_size={image_size}, "
                 f"patch_size={patch_size}"
             )
-        self.image_size, self.patch_size = image_size, patch_size
-        self.n_pixels = patch_size**2
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"channels must be a whole number >= 1, got {channels!r}")
+        self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
+        self.n_pixels = channels * patch_size**2
         self.n_sites = (image_size // patch_size) ** 2
         self.n_frequencies = n_frequencies
         if n_frequencies is None:
             self.dim = self.n_pixels + 1
         elif isinstance(n_frequencies, int) and 1 <= n_frequencies <= self.n_pixels:
-            self.dim, self.C = n_frequencies + 1, _cosines(patch_size)[:n_frequencies]
+            self.dim, self.C = n_frequencies + 1, _cosines(patch_size, channels)[:n_frequencies]
         else:
             raise ValueError(
                 f"n_frequencies must be a whole number from 1 to {self.n_pixels}, got "
@@ -50,19 +56,25 @@ class PatchEmbedding:
 
     def __repr__(self) -> str:
         low = "" if self.n_frequencies is None else f", n_frequencies={self.n_frequencies}"
+        low += "" if self.channels == 1 else f", channels={self.channels}"
         return f"PatchEmbedding(image_size={self.image_size}, patch_size={self.patch_size}{low})"
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image: (height, width), or (channels, height, width)."""
+        return ((self.channels,) if self.channels > 1 else ()) + 2 * (self.image_size,)
+
     def encode(self, images: Tensor) -> Tensor:
-        """Images (batch, height, width) with values in [0, 1] to tokens (batch, N, d)."""
-        size = self.image_size
+        """Images (batch, *image_shape) with values in [0, 1] to tokens (batch, N, d)."""
         if not isinstance(images, Tensor):
             raise ValueError(
                 f"images must be a torch.Tensor, got {type(images).__name__}: torch.as_tensor "
                 "makes one of an array"
             )
-        if images.ndim != 3 or images.shape[1:] != (size, size):
+        if images.ndim != 1 + len(self.image_shape) or images.shape[1:] != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
             raise ValueError(
-                f"images must have shape (batch, {size}, {size}), got {tuple(images.shape)}"
+                f"images must have shape (batch, {expected}), got {tuple(images.shape)}"
             )
         if not images.is_floating_point():
             raise ValueError(
@@ -96,19 +108,26 @@ class PatchEmbedding:
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, N, d) to images: the exact inverse of `encode` if it keeps all pixels."""
-        return F.fold(
+        images = F.fold(
             self.pixels(tokens).mT, self.image_size, self.patch_size, stride=self.patch_size
-        )[:, 0]
+        )
+        return images.view(-1, *self.image_shape)
 
     def patches(self, images: Tensor) -> Tensor:
-        """Images (batch, height, width) as the pixels (batch, N, P) of their patches."""
-        return F.unfold(images[:, None], self.patch_size, stride=self.patch_size).mT
+        """Images (batch, *image_shape) as the pixels (batch, N, P) of their patches."""
+        images = images.view(-1, self.channels, *images.shape[-2:])
+        return F.unfold(images, self.patch_size, stride=self.patch_size).mT
 
 
-def _cosines(size: int) -> Tensor:
-    """The discrete cosine transform of a patch: (P, P), orthonormal rows, rising frequency."""
+def _cosines(size: int, channels: int) -> Tensor:
+    """The discrete cosine transform of a patch, each channel its own: (P, P), orthonormal rows,
+    rising frequency.
+    """
     k = torch.arange(size, dtype=torch.float64)
     rows = torch.cos(math.pi * (k + 0.5) * k[:, None] / size)
     rows /= rows.norm(dim=1, keepdim=True)
     order = (k.square()[:, None] + k.square()).flatten().argsort(stable=True)
-    return torch.kron(rows, rows)[order]
+    of_patch = torch.kron(rows, rows)[order]
+    return torch.stack([torch.kron(e, of_patch) for e in torch.eye(channels).double()], 1).flatten(
+        0, 1
+    )

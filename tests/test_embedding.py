@@ -122,3 +122,46 @@ def test_refuses_patches_that_do_not_fit():
         ValueError, match="patch_size must divide image_size, got image_size=28, patch_size=5"
     ):
         PatchEmbedding(28, 5)
+
+
+@pytest.mark.parametrize("n_frequencies", [None, 48, 20])
+def test_colour_images_have_an_exact_inverse(n_frequencies):
+    """Without all frequencies, what is kept is kept: encoding again changes nothing."""
+    embedding = PatchEmbedding(32, 4, n_frequencies, channels=3)
+    images = torch.rand(5, 3, 32, 32, dtype=torch.float64)
+    tokens = embedding.encode(0.25 + images / 2)
+    assert tokens.shape == (5, 64, (n_frequencies or 48) + 1)
+    assert (tokens.norm(dim=-1) - 1).abs().max() < 1e-12
+    back = embedding.decode(tokens)
+    assert back.shape == images.shape
+    if n_frequencies != 20:
+        torch.testing.assert_close(back, 0.25 + images / 2, rtol=0, atol=1e-12)
+    torch.testing.assert_close(embedding.encode(back), tokens, rtol=0, atol=1e-12)
+
+
+def test_colour_components_are_the_channels_one_after_the_other():
+    images = torch.rand(2, 3, 8, 8)
+    patches = PatchEmbedding(8, 4, channels=3).patches(images)
+    assert torch.equal(patches[1, 1], images[1, :, :4, 4:].flatten())
+
+
+def test_low_frequencies_of_each_channel_are_those_of_a_grey_patch():
+    grey, colour = PatchEmbedding(8, 4, 5), PatchEmbedding(8, 4, 15, channels=3)
+    image = torch.rand(1, 3, 8, 8)
+    u = colour.encode(image)[..., :-1].unflatten(-1, (5, 3)) * 49**0.5
+    for c in range(3):
+        torch.testing.assert_close(u[..., c], grey.encode(image[:, c])[..., :-1] * 17**0.5)
+
+
+@pytest.mark.parametrize(
+    "channels, shape, message",
+    [
+        (3, (2, 8, 8), r"images must have shape \(batch, 3, 8, 8\), got \(2, 8, 8\)"),
+        (1, (2, 3, 8, 8), r"images must have shape \(batch, 8, 8\), got \(2, 3, 8, 8\)"),
+    ],
+)
+def test_refuses_images_of_other_channels(channels, shape, message):
+    with pytest.raises(ValueError, match=message):
+        PatchEmbedding(8, 4, channels=channels).encode(torch.rand(shape))
+    with pytest.raises(ValueError, match="channels must be a whole number >= 1, got 0"):
+        PatchEmbedding(8, 4, channels=0)

@@ -533,7 +533,7 @@ def test_the_command_trains_on_noise_with_a_full_head(images, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["CIFAR"], "name must be one of MNIST, FashionMNIST, got 'CIFAR'"),
+        (["CIFAR"], "name must be one of MNIST, FashionMNIST, CIFAR10"),
         (["--n-images", "61"], "n_images must be from 1 to 60, got 61"),
         (["--n-images", "many"], "argument --n-images: invalid int value: 'many'"),
         (["--patch-size", "5"], "patch_size must divide image_size, got image_size=28, patch_size"),

@@ -4,6 +4,16 @@ import argparse
 import sys
 
 from attractor_lib.data.images import IMAGE_SETS, load_images
+from attractor_lib.data.text import TEXTS, load_text
+
+
+def found(name: str, split: str, root: str | None) -> str:
+    """What there is, in words."""
+    if name.lower() in TEXTS:
+        return f"{len(load_text(name, split, root)):,} letters"
+    n, *channels, height, width = load_images(name, split, root).shape
+    colours = f" in {channels[0]} colours" if channels else ""
+    return f"{n:,} images of {height} x {width}{colours}"
 
 
 def main() -> None:
@@ -12,7 +22,7 @@ def main() -> None:
         description="Fetch a data set and check it.",
         epilog="example: python -m attractor_lib.data MNIST --root ~/data",
     )
-    known = ", ".join(IMAGE_SETS)
+    known = ", ".join([*IMAGE_SETS, *TEXTS])
     parser.add_argument("name", nargs="?", default="MNIST", help=f"one of {known} (default: MNIST)")
     parser.add_argument(
         "--root",
@@ -21,8 +31,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         for split in ("train", "test"):
-            n, height, width = load_images(given.name, split, given.root).shape
-            print(f"{given.name} {split}: {n:,} images of {height} x {width}, checksums match")
+            print(f"{given.name} {split}: {found(given.name, split, given.root)}, checksums match")
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

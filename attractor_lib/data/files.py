@@ -4,7 +4,8 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -12,30 +13,54 @@ from filelock import FileLock
 Source = Callable[[Path, str], None]
 
 
-def find_files(
-    name: str,
-    checksums: dict[str, str],
-    sources: Iterable[Source],
-    root: str | os.PathLike | None = None,
-) -> Path:
-    """The folder ROOT/NAME/raw with the files of a data set; those that are not there are fetched.
+@dataclass(frozen=True)
+class DataSet:
+    """The files of a data set.
+
+    Attributes:
+        folder: where they lie, seen from the folder of all data.
+        checksums: the md5 or sha256 of each file, by its name.
+        sources: functions (folder, name) that put the files where they lie, seen from that folder,
+            or raise; tried in turn.
+    """
+
+    folder: str
+    checksums: dict[str, str]
+    sources: tuple[Source, ...] = ()
+
+
+def find_files(name: str, data_set: DataSet, root: str | os.PathLike | None = None) -> Path:
+    """The folder with the files of a data set; those that are not there are fetched.
 
     Args:
-        name: of the data set.
-        checksums: the md5 of each file, by its name.
-        sources: functions (folder, name) that put the files into FOLDER/NAME/raw, or raise; tried
-            in turn.
-        root: a folder; else the environment variable ATTRACTOR_DATA; else ~/.cache/attractor_lib.
+        name: of the data set, for messages.
+        data_set: what it consists of.
+        root: the folder of all data; else the environment variable ATTRACTOR_DATA; else
+            ~/.cache/attractor_lib.
 
     Raises:
-        ValueError: for a file whose md5 is another; it is not fetched over.
+        ValueError: for a file whose checksum is another; it is not fetched over.
         RuntimeError: if no source gave the files, with what was tried.
     """
     root = root or os.environ.get("ATTRACTOR_DATA") or Path.home() / ".cache" / "attractor_lib"
     root = Path(root).expanduser()
-    if not _complete(root / name / "raw", checksums):
-        _fetch(root, name, checksums, sources)
-    return root / name / "raw"
+    if not _complete(root / data_set.folder, data_set.checksums):
+        _fetch(root, name, data_set)
+    return root / data_set.folder
+
+
+def known_name(name: str, split: str, known) -> str:
+    """The name of a data set as it is written in `known`, whatever the case.
+
+    Raises:
+        ValueError: for another one, or a split that is neither "train" nor "test".
+    """
+    names = {each.lower(): each for each in known}
+    if str(name).lower() not in names:
+        raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    return names[str(name).lower()]
 
 
 def announce(name: str, what: str) -> None:
@@ -43,24 +68,26 @@ def announce(name: str, what: str) -> None:
     print(f"{name}: {what}", file=sys.stderr, flush=True)
 
 
-def _complete(raw: Path, checksums: dict[str, str]) -> bool:
+def _complete(folder: Path, checksums: dict[str, str]) -> bool:
     for file, expected in checksums.items():
-        if (raw / file).exists() and (got := _md5(raw / file)) != expected:
+        kind = {32: "md5", 64: "sha256"}[len(expected)]
+        if (folder / file).exists() and (got := digest(folder / file, kind)) != expected:
             raise ValueError(
-                f"{raw / file} is damaged: expected md5 {expected}, got {got} "
-                f"({(raw / file).stat().st_size:,} bytes); remove it to have it fetched again"
+                f"{folder / file} is damaged: expected {kind} {expected}, got {got} "
+                f"({(folder / file).stat().st_size:,} bytes); remove it to have it fetched again"
             )
-    return all((raw / file).exists() for file in checksums)
+    return all((folder / file).exists() for file in checksums)
 
 
-def _md5(path: Path) -> str:
+def digest(path: Path, kind: str) -> str:
+    """Of a file, "md5" or "sha256"."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
-def _fetch(root: Path, name: str, checksums: dict[str, str], sources: Iterable[Source]) -> None:
+def _fetch(root: Path, name: str, data_set: DataSet) -> None:
     """Files come into place only once all are right: a run that dies leaves no data behind."""
-    raw, partial, tried = root / name / "raw", root / f".{name}.partial", []
+    folder, partial, tried = root / data_set.folder, root / f".{name}.partial", []
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / f".{name}.lock")
@@ -70,17 +97,17 @@ def _fetch(root: Path, name: str, checksums: dict[str, str], sources: Iterable[S
         raise RuntimeError(message) from error
     with lock:
         try:
-            if _complete(raw, checksums):
+            if _complete(folder, data_set.checksums):
                 return
-            for source in sources:
+            for source in data_set.sources:
                 shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
                 try:
                     source(partial, name)
-                    if not _complete(partial / name / "raw", checksums):
+                    if not _complete(partial / data_set.folder, data_set.checksums):
                         raise RuntimeError("it did not give all the files")
-                    raw.mkdir(parents=True, exist_ok=True)
-                    for file in checksums:
-                        os.replace(partial / name / "raw" / file, raw / file)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    for file in data_set.checksums:
+                        os.replace(partial / data_set.folder / file, folder / file)
                     announce(name, f"complete in {root}")
                     return
                 except Exception as error:
@@ -90,6 +117,6 @@ def _fetch(root: Path, name: str, checksums: dict[str, str], sources: Iterable[S
             shutil.rmtree(partial, ignore_errors=True)
     raise RuntimeError(
         f"{name} could not be fetched. Tried:\n  "
-        + "\n  ".join(tried)
-        + f"\nTo go on by hand, put {', '.join(checksums)} into {raw}"
+        + "\n  ".join(tried or ["nothing: it is published nowhere"])
+        + f"\nTo go on by hand, put {', '.join(data_set.checksums)} into {folder}"
     )

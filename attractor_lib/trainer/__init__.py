@@ -168,7 +168,7 @@ def train(
         model: whatever the rule knows to handle.
         rule: ``prediction_rule``, ``backpropagation``, or any function (model, state, target,
             sites) -> (loss, gradients), the gradients by the names of the model's parameters.
-        tokens: clean examples (n, N, d), on the model's device.
+        tokens: clean examples (n, N, d), on the model's device; or letters (n, T), whole numbers.
         corrupt: (tokens, generator) -> (state, sites); see ``attractor_lib.corruption``.
         config: how long and how fast.
         checkpoint: a file, written whole after each epoch. If it exists, training goes on from it
@@ -269,10 +269,10 @@ def train(
 
 
 def _steps_per_epoch(tokens: Tensor, config: TrainingConfig) -> int:
-    if tokens.ndim != 3:
+    if tokens.ndim != 3 and (tokens.ndim != 2 or tokens.is_floating_point()):
         raise ValueError(
-            f"tokens must have shape (n, N, d), got {tuple(tokens.shape)}; "
-            "PatchEmbedding.encode makes them of images"
+            f"tokens must have shape (n, N, d), or be whole numbers (n, T), got {tokens.dtype} of "
+            f"shape {tuple(tokens.shape)}; PatchEmbedding.encode makes them of images"
         )
     if len(tokens) < config.batch_size:
         raise ValueError(

@@ -2,18 +2,21 @@
 
 import gzip
 import hashlib
+import io
 import pathlib
 import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attractor_lib.data import images, load_images
-from attractor_lib.data.images import IMAGE_SETS, ImageSet, read_idx, write_idx
+from attractor_lib.data.images import IMAGE_SETS, read_idx, write_idx
 
 SIZES = {"train": 6, "t10k": 4}
 SHAPE = 28, 28
@@ -33,9 +36,15 @@ def files(monkeypatch):
         content[f"{prefix}-images-idx3-ubyte"] = idx(0x803, pixels.shape, pixels)
         content[f"{prefix}-labels-idx1-ubyte"] = idx(0x801, labels.shape, labels)
     checksums = {name: hashlib.md5(c).hexdigest() for name, c in content.items()}
-    monkeypatch.setitem(IMAGE_SETS, "MNIST", ImageSet(checksums, IMAGE_SETS["MNIST"].sources))
+    replace_files(monkeypatch, "MNIST", checksums=checksums)
     monkeypatch.delenv("ATTRACTOR_DATA", raising=False)
     return content
+
+
+def replace_files(monkeypatch, name, **changed):
+    """Other checksums or sources in place of a data set's."""
+    files, read = IMAGE_SETS[name]
+    monkeypatch.setitem(IMAGE_SETS, name, (replace(files, **changed), read))
 
 
 def write(root, files, leave_out=()):
@@ -50,8 +59,7 @@ def write(root, files, leave_out=()):
 def sources(monkeypatch, *functions):
     for name, source in zip(("from_torchvision", "from_wheel"), functions, strict=True):
         source.__name__ = name
-    mnist = ImageSet(IMAGE_SETS["MNIST"].checksums, functions)
-    monkeypatch.setitem(IMAGE_SETS, "MNIST", mnist)
+    replace_files(monkeypatch, "MNIST", sources=functions)
 
 
 def failing(error):
@@ -220,10 +228,54 @@ def test_the_wheel_gives_the_idx_files_bit_for_bit(tmp_path, files, monkeypatch)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == files
 
 
+def test_reads_batches_of_colour_images_as_published(tmp_path, monkeypatch):
+    """Pickled batches in CIFAR-10's layout: rows of 1,024 red, green, blue pixels."""
+    rng, folder, data = np.random.default_rng(0), tmp_path / "cifar-10-batches-py", {}
+    folder.mkdir()
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        data[name] = rng.integers(0, 256, (3, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": data[name], "labels": [0, 1, 2]}))
+    checksums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in data}
+    with pytest.raises(ValueError, match="data_batch_1 is damaged"):
+        load_images("CIFAR10", "train", tmp_path)  # nothing is unpickled
+    replace_files(monkeypatch, "CIFAR10", checksums=checksums)
+    train, test = (load_images("cifar10", split, tmp_path) for split in ("train", "test"))
+    assert train.shape == (15, 3, 32, 32) and test.shape == (3, 3, 32, 32)
+    expected = data["data_batch_2"][1].reshape(3, 32, 32)
+    assert np.array_equal((train[4] * 255).round().numpy(), expected)
+
+
+def test_reads_zipped_colour_images_in_an_order_of_their_own(tmp_path, monkeypatch):
+    """PNG, which loses nothing, in place of JPEG: each image once, the same order each time."""
+    (tmp_path / "cifar10-jpeg").mkdir()
+    rng, shown, checksums = np.random.default_rng(0), {}, {}
+    for split, n in (("train", 20), ("test", 4)):
+        shown[split] = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        path = tmp_path / "cifar10-jpeg" / f"{split}.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for k, pixels in enumerate(shown[split]):
+                png = io.BytesIO()
+                Image.fromarray(pixels).save(png, "png")
+                archive.writestr(f"class{k // 5}/{k:04}.jpg", png.getvalue())
+        checksums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    replace_files(monkeypatch, "CIFAR10-JPEG", checksums=checksums)
+    train = (load_images("CIFAR10-JPEG", "train", tmp_path) * 255).round().byte()
+    assert torch.equal(train, (load_images("cifar10-jpeg", "train", tmp_path) * 255).round().byte())
+    pixels = train.permute(0, 2, 3, 1).numpy()
+    assert not np.array_equal(pixels, shown["train"])
+    assert sorted(map(bytes, pixels)) == sorted(map(bytes, shown["train"]))
+    assert len(load_images("CIFAR10-JPEG", "test", tmp_path)) == 4
+
+
+def test_a_data_set_that_is_published_nowhere_says_where_to_put_it(tmp_path):
+    with pytest.raises(RuntimeError, match="(?s)nothing: .*put train.zip, test.zip into .*jpeg"):
+        load_images("CIFAR10-JPEG", "train", tmp_path)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("CIFAR", "train"), "name must be one of MNIST, FashionMNIST, got 'CIFAR'"),
+        (("CIFAR", "train"), "name must be one of MNIST, FashionMNIST, CIFAR10, .*, got 'CIFAR'"),
         (("MNIST", "valid"), "split must be 'train' or 'test', got 'valid'"),
     ],
 )

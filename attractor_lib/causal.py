@@ -1,0 +1,506 @@
+r"""A causal attractor network of letters: its pseudo-likelihood is its likelihood.
+
+Site i of a text is a Potts spin s_i, one of the letters. It hears the sites before it. The letters
+before it are known, and it asks with them, as it does with its spin; a site before it shows its own
+letter and those before that. With m = 1 ... n_known::
+
+    q_i    = sum_m Q_m[s_{i-m}] ,     k_j = sum_m K_m[s_{j+1-m}]      for each head h
+    t_ij   = q_i . k_j + r_{i-j}                                       for the j < i that i hears
+    f_i(v) = b_v + sum_m W_m[s_{i-m}, v]
+    e_i(v) = -f_i(v) - sum_h log sum_j exp(t^h_ij + U^h_v . k^h_j)     the exact form
+    e_i(v) = -f_i(v) - sum_h sum_j a^h_ij U^h_v . k^h_j ,  a = softmax_j(t)     the field form
+    p(s_i = v | s_<i) = exp(-e_i(v)) / sum_v' exp(-e_i(v'))
+
+The exact form is the local energy of the attractor network with a spin that is one of the letters;
+the field form is its first order in U: minus the spin times the field of the update. A letter that
+stands for "before the text" is known to the first sites, and heard by them (21_causal_network).
+
+In the code, time t stands for what is known before letter t: it asks as site i = t, and shows what
+site j = t - 1 shows. So times hear themselves and those before.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attractor_lib.learning import Gradients
+from attractor_lib.states import is_finite
+
+# What the heads add to -e_i(v) (batch, T, V), of scores t (batch, heads, T, T), keys k (batch,
+# heads, T, r) and U (V, heads, r), and its gradient. `show` prepares what sites show (batch, heads,
+# T, ...). `pull_back` makes of the gradient d of the answer those of the scores, of the keys (but
+# for what comes through the scores), and of U.
+
+
+class Field:
+    """sum_h U^h_v . o^h_i, where o_i = sum_j a_ij k_j: what a spin gets from the field."""
+
+    def show(self, k: Tensor, U: Tensor) -> tuple[Tensor, ...]:
+        return (k,)
+
+    def answer(self, t: Tensor, U: Tensor, k: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        a = t.softmax(-1)
+        o = a @ k
+        return torch.einsum("mhir,vhr->miv", o, U), (a, o)
+
+    def pull_back(self, d: Tensor, U: Tensor, k: Tensor, *, kept) -> tuple[Tensor, Tensor, Tensor]:
+        a, o = kept
+        g = torch.einsum("miv,vhr->mhir", d, U)
+        z = g @ k.mT
+        z -= torch.einsum("mhij,mhij->mhi", a, z)[..., None]
+        return z.mul_(a), a.mT @ g, torch.einsum("miv,mhir->vhr", d, o)
+
+
+class Exact:
+    """sum_h log sum_j exp(t^h_ij) exp(U^h_v . k^h_j): for each head one matrix product."""
+
+    def show(self, k: Tensor, U: Tensor) -> tuple[Tensor, ...]:
+        return k, (k @ U.permute(1, 2, 0)).exp_()
+
+    def answer(
+        self, t: Tensor, U: Tensor, k: Tensor, G: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        highest = t.amax(-1, keepdim=True)
+        E = (t - highest).exp_()
+        total = E @ G
+        low, high = total.aminmax()
+        if not (low > torch.finfo(total.dtype).tiny and high < math.inf):  # NaN fails too
+            raise FloatingPointError(f"scores are too far apart for {total.dtype}")
+        return (total.log() + highest).sum(1), (E, total)
+
+    def pull_back(
+        self, d: Tensor, U: Tensor, k: Tensor, G: Tensor, *, kept
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        E, total = kept
+        c = d[:, None] / total  # E_ij c_iv G_jv: j's share of what v has, posterior minus prior
+        du = (E.mT @ c).mul_(G)
+        return (c @ G.mT).mul_(E), du @ U.transpose(0, 1), torch.einsum("mhjv,mhjr->vhr", du, k)
+
+
+class CausalNetwork(nn.Module):
+    """Letters that each have a local energy, given those before (see the module).
+
+    Args:
+        n_letters: V >= 2. Letters are whole numbers from 0 to V - 1.
+        context: how many sites before its own a site hears, the start included; >= 1. Texts may be
+            longer.
+        n_known: how many letters before it a site asks with; >= 1.
+        n_heads, rank: of the attention; >= 1.
+        exact: the exact form, or the field form.
+        generator: a CPU ``torch.Generator`` for the initial parameters; without it, seed 0.
+        n_hidden: components of a hidden spin z_i that a stage before leaves (`CausalCascade`); they
+            are known to the site as letters are: q_i, k_{i-1} and f_i are linear in them.
+
+    Attributes:
+        Q, K: (n_known, V + 1, heads, rank), the last letter the one before the text.
+        U: (V, heads, rank).
+        W: (n_known, V + 1, V).
+        r: (heads, context), of the distances 1 to context.
+        bias: (V,).
+        Qz, Kz, Wz: (n_hidden, heads, rank) twice, and (n_hidden, V), if there are hidden spins.
+
+    Raises:
+        ValueError: for numbers out of range; and from every method for letters that are none.
+    """
+
+    def __init__(
+        self,
+        n_letters: int,
+        context: int,
+        n_known: int = 4,
+        n_heads: int = 8,
+        rank: int = 16,
+        exact: bool = False,
+        generator: torch.Generator | None = None,
+        *,
+        n_hidden: int = 0,
+    ):
+        super().__init__()
+        least = {"n_letters": (n_letters, 2), "context": (context, 1), "n_known": (n_known, 1)}
+        least |= {"n_heads": (n_heads, 1), "rank": (rank, 1), "n_hidden": (n_hidden, 0)}
+        for name, (value, low) in least.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+        self.n_letters, self.context, self.n_known = n_letters, context, n_known
+        self.n_heads, self.rank, self.n_hidden = n_heads, rank, n_hidden
+        self.exact, self.form = exact, Exact() if exact else Field()
+        generator = generator or torch.Generator().manual_seed(0)
+
+        def parameter(*shape: int, std: float = 0.0) -> nn.Parameter:
+            values = std * torch.randn(shape, generator=generator) if std else torch.zeros(shape)
+            return nn.Parameter(values, requires_grad=False)
+
+        std = rank**-0.25  # then q_i . k_j is of order one
+        for name in ("Q", "K"):
+            sizes = n_known, n_letters + 1, n_heads, rank
+            setattr(self, name, parameter(*sizes, std=std * n_known**-0.5))
+        self.U = parameter(n_letters, n_heads, rank, std=0.1 * std)
+        self.W = parameter(n_known, n_letters + 1, n_letters)
+        self.r = parameter(n_heads, context)
+        self.bias = parameter(n_letters)
+        if n_hidden:
+            for name in ("Qz", "Kz"):
+                setattr(self, name, parameter(n_hidden, n_heads, rank, std=std * n_hidden**-0.5))
+            self.Wz = parameter(n_hidden, n_letters)
+
+    def check(self, letters: Tensor, name: str = "letters") -> Tensor:
+        """letters, if whole numbers (batch, T) from 0 to n_letters - 1; else ValueError."""
+        if not isinstance(letters, Tensor) or letters.ndim != 2:
+            got = tuple(letters.shape) if isinstance(letters, Tensor) else type(letters).__name__
+            raise ValueError(f"{name} must have shape (batch, T), got {got}")
+        if letters.is_floating_point() or letters.is_complex() or letters.dtype == torch.bool:
+            raise ValueError(f"{name} must be whole numbers, got {letters.dtype}")
+        if letters.device != self.bias.device:
+            raise ValueError(f"{name} must be on {self.bias.device}, got {letters.device}")
+        if letters.numel() and not (letters.min() >= 0 and letters.max() < self.n_letters):
+            raise ValueError(
+                f"{name} must be from 0 to {self.n_letters - 1}, got "
+                f"{letters.min().item()} to {letters.max().item()}"
+            )
+        return letters
+
+    def energies(
+        self, letters: Tensor, hidden: Tensor | None = None, before: Tensor | float = 0.0
+    ) -> Tensor:
+        """e_i(v) of each site given the letters before it: (batch, T, n_letters).
+
+        Args:
+            letters: whole numbers (batch, T), T >= 0.
+            hidden: z (batch, T, n_hidden), where there are hidden spins.
+            before: (batch, T, n_letters), the energies of the stages before, which add up.
+
+        Raises:
+            FloatingPointError: in the exact form, for U_v . k_j beyond what exp can tell apart.
+        """
+        self._check(letters, hidden)
+        q, k, f = self._asked(self._known(letters, hidden))
+        shown = self.form.show(k, self.U)
+        minus_e = f - before
+        for m, i, j, r, _ in self._parts(*letters.shape):
+            t, heard = q[m, :, i] @ k[m, :, j].mT + r, (x[m, :, j] for x in shown)
+            minus_e[m, i] += self.form.answer(t, self.U, *heard)[0]
+        return -minus_e
+
+    def log_conditionals(
+        self, letters: Tensor, hidden: Tensor | None = None, before: Tensor | float = 0.0
+    ) -> Tensor:
+        """log p(letter t | those before), for each letter that it may be: (batch, T, n_letters).
+
+        Arguments are those of `energies`. The sum over t at the letters themselves is the log
+        probability of the whole text.
+        """
+        return (-self.energies(letters, hidden, before)).log_softmax(-1)
+
+    def attention(self, letters: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """a_ij of letter i's site (batch, heads, T, T); index j = 0 is the start, j > 0 the site of
+        letter j - 1.
+        """
+        self._check(letters, hidden)
+        q, k, _ = self._asked(self._known(letters, hidden))
+        everywhere = slice(letters.shape[1])
+        return (q @ k.mT + self._distances(everywhere, everywhere)[0]).softmax(-1)
+
+    def pooled(self, letters: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """o_i = sum_j a_ij k_j of all heads: (batch, T, heads, rank)."""
+        self._check(letters, hidden)
+        q, k, _ = self._asked(self._known(letters, hidden))
+        o = torch.empty_like(q)
+        for m, i, j, r, _ in self._parts(*letters.shape):
+            o[m, :, i] = (q[m, :, i] @ k[m, :, j].mT + r).softmax(-1) @ k[m, :, j]
+        return o.transpose(1, 2)
+
+    def generate(
+        self,
+        prompt: Tensor,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The prompt and n letters more, each drawn given those before.
+
+        Args:
+            prompt: whole numbers (T,) or (batch, T); T may be 0.
+            n: >= 0.
+            temperature: letters have probabilities proportional to exp(-e_i / temperature); at 0
+                the likeliest is taken.
+            generator: on the network's device; without it, seed 0.
+
+        Returns:
+            (T + n,) or (batch, T + n).
+
+        Raises:
+            ValueError: for a prompt that is none, n or a temperature out of range.
+        """
+        return generate(self, prompt, n, temperature, generator)
+
+    @property
+    def reach(self) -> int:
+        """On how many letters before it a letter can depend."""
+        return self.context - 1 + self.n_known
+
+    def _check(self, letters: Tensor, hidden: Tensor | None) -> None:
+        self.check(letters)
+        expected = (*letters.shape, self.n_hidden) if self.n_hidden else None
+        got = None if hidden is None else tuple(hidden.shape)
+        if got != expected:
+            raise ValueError(f"hidden must have shape {expected}, got {got}")
+        if hidden is not None and not is_finite(hidden):
+            raise ValueError("hidden must be finite, got NaN or infinity")
+
+    def _known(self, letters: Tensor, hidden: Tensor | None) -> Tensor:
+        """What is known makes queries, keys and f, side by side: (batch, T, 2 heads rank + V)."""
+        table = torch.cat([self.Q.flatten(2), self.K.flatten(2), self.W], -1).flatten(0, 1)
+        bias = F.pad(self.bias, (table.shape[1] - self.n_letters, 0))
+        values = F.embedding_bag(self._rows(letters), table, mode="sum") + bias
+        if hidden is not None:
+            of_hidden = torch.cat([self.Qz.flatten(1), self.Kz.flatten(1), self.Wz], 1)
+            values = values + hidden.flatten(0, 1) @ of_hidden
+        return values.view(*letters.shape, values.shape[1])
+
+    def _rows(self, letters: Tensor) -> Tensor:
+        """Of Q, K and W, letter after letter, those that are known: (batch T, n_known)."""
+        known = known_letters(letters, self.n_known, self.n_letters).flatten(0, 1)
+        return known + (self.n_letters + 1) * torch.arange(self.n_known, device=letters.device)
+
+    def _split(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of queries, keys (batch, heads, T, rank) and f (batch, T, V)."""
+        width = self.n_heads * self.rank
+        q, k, f = values.split([width, width, self.n_letters], -1)
+        q, k = (x.unflatten(-1, (self.n_heads, self.rank)).transpose(1, 2) for x in (q, k))
+        return q, k, f
+
+    def _asked(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`_split`, with queries and keys as products want them."""
+        q, k, f = self._split(values)
+        return q.contiguous(), k.contiguous(), f
+
+    def _gradients(self, letters: Tensor, hidden: Tensor | None, of_values: Tensor) -> Gradients:
+        """Of the gradient of what `_known` returns, that of the parameters it is made of."""
+        values = of_values.flatten(0, 1)
+        table = values.new_zeros(self.n_known * (self.n_letters + 1), values.shape[1])
+        for rows in self._rows(letters).unbind(1):
+            table.index_add_(0, rows, values)
+        of = {"": table} | ({} if hidden is None else {"z": hidden.flatten(0, 1).mT @ values})
+        width, found = self.n_heads * self.rank, {}
+        for suffix, g in of.items():
+            for name, part in zip("QKW", g.split([width, width, self.n_letters], -1)):
+                found[name + suffix] = part.reshape(getattr(self, name + suffix).shape)
+        return found | {"bias": values[:, 2 * width :].sum(0)}
+
+    def _distances(self, i: slice, j: slice) -> tuple[Tensor, Tensor]:
+        """r_{i-j} (heads, |i|, |j|), -inf for what is not heard; and which distance that is,
+        `context` if it is none.
+        """
+        at = torch.arange(max(i.stop, j.stop), device=self.r.device)
+        back = at[i, None] - at[j]
+        back = back.masked_fill((back < 0) | (back >= self.context), self.context)
+        return F.pad(self.r, (0, 1), value=-math.inf)[:, back], back
+
+    def _parts(self, n: int, length: int) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor]]:
+        """Some of n examples and sites i at a time, and the sites j that they hear, beside what
+        `_distances` returns: so many that their scores stay in the processor's cache.
+        """
+        for first in range(0, length, 64):
+            i = slice(first, min(first + 64, length))
+            j = slice(max(0, first - self.context + 1), i.stop)
+            r, back = self._distances(i, j)
+            some = max(1, 2**19 // r.numel())
+            for m in range(0, n, some):
+                yield slice(m, m + some), i, j, r, back
+
+    def extra_repr(self) -> str:
+        names = "n_letters", "context", "n_known", "n_heads", "rank", "exact", "n_hidden"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def known_letters(letters: Tensor, n_known: int, start: int) -> Tensor:
+    """The n_known letters before each, the nearest first; `start` before the text."""
+    padded = F.pad(letters.long(), (n_known, 0), value=start)[:, :-1]
+    return padded.unfold(1, n_known, 1).flip(-1) if letters.shape[1] else padded[:, :0, None]
+
+
+@torch.no_grad()
+def causal_rule(
+    network: CausalNetwork,
+    letters: Tensor,
+    target: Tensor | None = None,
+    sites: Tensor | None = None,
+    *,
+    hidden: Tensor | None = None,
+    before: Tensor | float = 0.0,
+) -> tuple[Tensor, Gradients]:
+    """The likelihood of texts, and its gradients in closed form: no autograd::
+
+        L          = -mean over letters of log p(s_i | s_<i)
+        dL/d(-e_i) = p(v | s_<i) - [v = s_i]                 posterior minus data, by letter
+        dL/dt_ij   = sum_v dL/d(-e_i(v)) rho_ij(v)            rho the share of j in the sum for v
+
+    (In the field form dL/dt_ij is attention's answer to U dL/de, as in `prediction_rule`.)
+
+    Args:
+        network: whose parameters the gradients are of.
+        letters: whole numbers (batch, T).
+        target: None or the letters themselves: what a site is, others may know.
+        sites: boolean (T,) or (batch, T), the letters that count; None for all.
+        hidden, before: of the stages before, as for ``network.energies``.
+
+    Returns:
+        The loss in nats a letter, and the gradients by the names of the parameters.
+
+    Raises:
+        ValueError: for letters that the network refuses, none at all, another target, or sites of
+            another form.
+    """
+    network._check(letters, hidden)
+    if letters.numel() == 0:
+        raise ValueError(f"letters must be at least one, got shape {tuple(letters.shape)}")
+    if not (target is None or target is letters or torch.equal(target, letters)):
+        raise ValueError("target must be the letters themselves, or None")
+    if sites is None:
+        sites = torch.ones_like(letters, dtype=torch.bool)
+    if sites.dtype != torch.bool or sites.shape not in (letters.shape, letters.shape[1:]):
+        got = f"{sites.dtype} of shape {tuple(sites.shape)}"
+        raise ValueError(f"sites must be boolean of shape {tuple(letters.shape)}, got {got}")
+    sites = sites.expand(letters.shape)
+    values, s = network._known(letters, hidden), letters.long()[..., None]
+    q, k, f = network._asked(values)
+    shown = network.form.show(k, network.U)
+    f = f - before
+    dq, dk, df = network._split(of_values := torch.zeros_like(values))
+    loss, dU, dr = 0.0, torch.zeros_like(network.U), F.pad(torch.zeros_like(network.r), (0, 1))
+    for m, i, j, r, back in network._parts(*letters.shape):
+        counts, heard = sites[m, i, None], [x[m, :, j] for x in shown]
+        heads, kept = network.form.answer(q[m, :, i] @ heard[0].mT + r, network.U, *heard)
+        log_p = (f[m, i] + heads).log_softmax(-1)
+        loss = loss - (log_p.gather(-1, s[m, i]) * counts).sum()
+        d = log_p.exp().scatter_add_(-1, s[m, i], -torch.ones_like(log_p[..., :1])).mul_(counts)
+        dt, dk_j, dU_part = network.form.pull_back(d, network.U, *heard, kept=kept)
+        df[m, i], dq[m, :, i] = d, dt @ heard[0]
+        dk[m, :, j] += dk_j.add_(dt.mT @ q[m, :, i])
+        dr.index_add_(1, back.flatten(), dt.sum(0).flatten(1))
+        dU += dU_part
+    gradients = network._gradients(letters, hidden, of_values) | {"U": dU, "r": dr[:, :-1]}
+    n = sites.sum()
+    return loss / n, {name: g / n for name, g in gradients.items()}
+
+
+@torch.no_grad()
+def generate(
+    model, prompt: Tensor, n: int, temperature: float, generator: torch.Generator | None
+) -> Tensor:
+    """See `CausalNetwork.generate`; for any model with check, reach and energies."""
+    if not isinstance(n, int) or n < 0:
+        raise ValueError(f"n must be a whole number >= 0, got {n!r}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be a finite number >= 0, got {temperature}")
+    one = isinstance(prompt, Tensor) and prompt.ndim == 1
+    if one and not prompt.numel():
+        prompt = prompt.long()  # torch makes an empty list floating point
+    text = model.check(prompt[None] if one else prompt, "prompt").long()
+    generator = generator or torch.Generator(text.device).manual_seed(0)
+    for _ in range(n):
+        recent = text[:, max(0, text.shape[1] - model.reach) :]
+        e = model.energies(F.pad(recent, (0, 1)))[:, -1]  # whatever the last letter is
+        if temperature == 0:
+            letter = e.argmin(-1, keepdim=True)
+        else:
+            letter = (-e / temperature).softmax(-1).multinomial(1, generator=generator)
+        text = torch.cat([text, letter], 1)
+    return text[0] if one else text
+
+
+class CausalCascade(nn.Module):
+    """Causal networks one after the other: each hands on its energies, and hidden spins.
+
+    A stage is trained by `causal_rule` alone, by `StageRule`: nothing passes back to
+    the stages before. The energies of all stages add up, and stage t + 1 knows of each site the
+    hidden spin z_i = P[o_i], where o_i are the pooled keys of all heads of stage t.
+
+    Args:
+        stages: the networks, in turn; more by `add`.
+
+    Raises:
+        ValueError: for a stage of another alphabet, or with other hidden spins than the stage
+            before leaves.
+    """
+
+    def __init__(self, *stages: CausalNetwork):
+        super().__init__()
+        self.stages = nn.ModuleList()
+        for stage in stages:
+            self.add(stage)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    @property
+    def n_hidden(self) -> int:
+        """Of the next stage."""
+        return self.stages[-1].n_heads * self.stages[-1].rank if self.stages else 0
+
+    @property
+    def reach(self) -> int:
+        """On how many letters before it a letter can depend."""
+        return sum(stage.reach for stage in self.stages)
+
+    def add(self, stage: CausalNetwork) -> "CausalCascade":
+        """Append a stage, when it is trained."""
+        letters = self.stages[0].n_letters if self.stages else stage.n_letters
+        if (stage.n_letters, stage.n_hidden) != (letters, self.n_hidden):
+            raise ValueError(
+                f"stage must have n_letters={letters} and n_hidden={self.n_hidden}, got "
+                f"{stage.n_letters} and {stage.n_hidden}"
+            )
+        self.stages.append(stage)
+        return self
+
+    def check(self, letters: Tensor, name: str = "letters") -> Tensor:
+        return self.stages[0].check(letters, name)
+
+    def leaves(self, letters: Tensor) -> tuple[Tensor | None, Tensor | float]:
+        """What the stage to come is given: hidden spins, and energies."""
+        hidden, energies = None, 0.0
+        for stage in self.stages:
+            o = stage.pooled(letters, hidden).flatten(2)
+            energies = stage.energies(letters, hidden, energies)
+            hidden = F.normalize(o, dim=-1)
+        return hidden, energies
+
+    def energies(self, letters: Tensor) -> Tensor:
+        """The sum of the stages' e_i(v): (batch, T, n_letters)."""
+        return self.leaves(letters)[1]
+
+    def log_conditionals(self, letters: Tensor) -> Tensor:
+        """As `CausalNetwork.log_conditionals`."""
+        return (-self.energies(letters)).log_softmax(-1)
+
+    def generate(
+        self,
+        prompt: Tensor,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """As `CausalNetwork.generate`."""
+        return generate(self, prompt, n, temperature, generator)
+
+
+@dataclass(frozen=True)
+class StageRule:
+    """`causal_rule` for the stage that comes after a cascade's, which stay as they are."""
+
+    cascade: CausalCascade
+
+    def __call__(
+        self,
+        network: CausalNetwork,
+        letters: Tensor,
+        target: Tensor | None = None,
+        sites: Tensor | None = None,
+    ) -> tuple[Tensor, Gradients]:
+        hidden, before = self.cascade.leaves(letters)
+        return causal_rule(network, letters, target, sites, hidden=hidden, before=before)
