@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import linregress
 from torch import Tensor, nn
 
 from attractor_book.contenders import n_parameters
@@ -392,6 +393,27 @@ def summary(frame: pd.DataFrame, aim: float) -> dict[str, float]:
         "factor ahead": whole ** (frame["ratio"] < 1).mean(),
         "of": whole,
     }
+
+
+def law(x, errors) -> dict[str, float]:
+    """errors = c x^-a, fitted by least squares of the logarithms.
+
+    Returns:
+        The exponent a, its standard error, and c.
+
+    Raises:
+        ValueError: for fewer than three points, of which no error can be told.
+    """
+    if len(x) < 3:
+        raise ValueError(f"x must hold at least 3 numbers, got {len(x)}")
+    fit = linregress(np.log(x), np.log(errors))
+    return {"a": -fit.slope, "error of a": fit.stderr, "c": math.exp(fit.intercept)}
+
+
+def meet(ours: dict[str, float], theirs: dict[str, float]) -> float:
+    """Where two laws of `law` meet: x, or infinity where it lies at no finite number."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.log(theirs["c"] / ours["c"]) / (theirs["a"] - ours["a"])))
 
 
 @dataclass(frozen=True)

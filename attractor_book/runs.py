@@ -77,6 +77,20 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for factor in factors
     ],
+    *[  # as many steps as 55,000 images have in 15 epochs, or in 3 of a stage
+        (
+            "19_verdict",
+            f"images-{n}-{name.replace(' ', '').replace(',', '-')}",
+            {**CONTEST, "n_train": n, "only": name, "epochs": epochs * 55000 // n}
+            | {"lr_factor": factor},
+        )
+        for n in (13750, 27500)
+        for name, epochs, factor in (
+            ("hidden 16x8, decay", 3, 1.0),
+            ("stack 2 x 64", 15, 2.0),
+            ("block 64", 15, 2.0),
+        )
+    ],
     *[
         (
             "19_verdict",

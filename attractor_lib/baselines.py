@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attractor_lib.causal import known_letters
 from attractor_lib.learning import Gradients
 from attractor_lib.states import exclude_self
 
@@ -35,10 +36,9 @@ class BareAttention(_TokenModel):
         return self.attention(z, z, z, need_weights=False)[0]
 
 
-def _block(width: int, n_heads: int) -> nn.TransformerEncoderLayer:
-    return nn.TransformerEncoderLayer(
-        width, n_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
+def _block(width: int, n_heads: int, dropout: float = 0.0) -> nn.TransformerEncoderLayer:
+    form = {"activation": "gelu", "batch_first": True, "norm_first": True}
+    return nn.TransformerEncoderLayer(width, n_heads, 4 * width, dropout=dropout, **form)
 
 
 class TransformerBlock(_TokenModel):
@@ -81,6 +81,100 @@ class TransformerStack(_TokenModel):
             for block in self.blocks:
                 z = block(z)
         return self.norm(z)
+
+
+class CausalStack(nn.Module):
+    """Transformer blocks that read a text: each letter is predicted from those before it.
+
+    Args:
+        n_letters: V; a letter more stands for "before the text".
+        context: the longest text.
+        width, n_layers, n_heads: of the blocks; a layer norm follows the last one, as in GPT-2.
+        dropout: in the blocks, while training.
+        seed: of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        n_letters: int,
+        context: int,
+        width: int = 64,
+        n_layers: int = 1,
+        n_heads: int = 8,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.n_letters, self.context = n_letters, context
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(n_letters + 1, width)
+            self.positions = nn.Parameter(0.02 * torch.randn(context, width))
+            self.blocks = nn.ModuleList(_block(width, n_heads, dropout) for _ in range(n_layers))
+            self.norm, self.read_out = nn.LayerNorm(width), nn.Linear(width, n_letters)
+
+    def log_conditionals(self, letters: Tensor) -> Tensor:
+        """log p(letter t | those before) (batch, T, V) of whole numbers (batch, T), T <= context.
+
+        Raises:
+            ValueError: for longer texts.
+        """
+        length = letters.shape[1]
+        if length > self.context:
+            raise ValueError(f"letters must be at most {self.context} a text, got {length}")
+        before = F.pad(letters, (1, 0), value=self.n_letters)[:, :-1]
+        z = self.embed(before) + self.positions[:length]
+        later = nn.Transformer.generate_square_subsequent_mask(length, device=z.device)
+        for block in self.blocks:
+            z = block(z, src_mask=later.to(z), is_causal=True)
+        return self.read_out(self.norm(z)).log_softmax(-1)
+
+    def forward(self, letters: Tensor) -> Tensor:
+        return self.log_conditionals(letters)
+
+
+class NGram:
+    """Counts of letters after the n - 1 letters before, with back-off (Witten and Bell)::
+
+        p_n(v | c) = (count of v after c + T(c) p_{n-1}(v | c')) / (count of c + T(c))
+
+    where c' leaves out c's first letter, T(c) is how many different letters follow c, and p_0 is
+    uniform.
+
+    Args:
+        text: whole numbers (T,), counted.
+        n: >= 1.
+        n_letters: V.
+    """
+
+    def __init__(self, text: Tensor, n: int, n_letters: int):
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be a whole number >= 1, got {n!r}")
+        self.n, self.n_letters, self.tables = n, n_letters, []
+        for known in range(n):
+            contexts, which = self._keys(text[None], known)[0].unique(return_inverse=True)
+            counts = torch.zeros(len(contexts), n_letters)
+            counts.index_put_((which, text), torch.ones(()), accumulate=True)
+            self.tables.append((contexts, counts))
+
+    def _keys(self, letters: Tensor, known: int) -> Tensor:
+        """The letters before each, as one number (batch, T)."""
+        if not known:
+            return torch.zeros_like(letters)
+        before = known_letters(letters, known, self.n_letters)
+        return (before * (self.n_letters + 1) ** torch.arange(known)).sum(-1)
+
+    def log_conditionals(self, letters: Tensor) -> Tensor:
+        """log p(letter t | those before): (batch, T, V)."""
+        p = torch.full((*letters.shape, self.n_letters), 1 / self.n_letters)
+        for known, (contexts, counts) in enumerate(self.tables):
+            keys = self._keys(letters, known)
+            at = torch.searchsorted(contexts, keys).clamp(max=len(contexts) - 1)
+            found = counts[at] * (contexts[at] == keys)[..., None]
+            kinds = (found > 0).sum(-1, keepdim=True)
+            total = found.sum(-1, keepdim=True) + kinds
+            p = torch.where(total > 0, (found + kinds * p) / total.clamp(min=1), p)
+        return p.log()
 
 
 class EnergyTransformer(_TokenModel):
@@ -157,5 +251,15 @@ def backpropagation(
     """The loss of `prediction_rule` for any model, and autograd's gradients."""
     residual = (model(state) - target) * sites[..., None]
     loss = residual.square().sum() / (2 * len(state))
+    names, parameters = zip(*model.named_parameters())
+    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters)))
+
+
+def likelihood(
+    model: nn.Module, letters: Tensor, target: Tensor, sites: Tensor
+) -> tuple[Tensor, Gradients]:
+    """The loss of `causal_rule` for any model of texts, and autograd's gradients."""
+    log_p = model.log_conditionals(letters).gather(-1, letters[..., None])[..., 0]
+    loss = -(log_p * sites).sum() / sites.sum()
     names, parameters = zip(*model.named_parameters())
     return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters)))

@@ -319,8 +319,8 @@ class CausalNetwork(nn.Module):
 
 def known_letters(letters: Tensor, n_known: int, start: int) -> Tensor:
     """The n_known letters before each, the nearest first; `start` before the text."""
-    padded = F.pad(letters.long(), (n_known, 0), value=start)[:, :-1]
-    return padded.unfold(1, n_known, 1).flip(-1) if letters.shape[1] else padded[:, :0, None]
+    padded = F.pad(letters.long(), (n_known, 0), value=start)
+    return padded.unfold(1, n_known, 1)[:, :-1].flip(-1)
 
 
 @torch.no_grad()

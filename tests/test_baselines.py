@@ -7,10 +7,14 @@ from torch.nn import functional as F
 
 from attractor_lib.baselines import (
     BareAttention,
+    CausalStack,
     EnergyTransformer,
     HopfieldLayer,
+    NGram,
     TransformerBlock,
+    likelihood,
 )
+from attractor_lib.sources import MarkovSource
 
 WIDTH, HEADS = 12, 3
 
@@ -85,3 +89,59 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone(model):
     assert torch.equal(same.embed.weight, model(5, 11, WIDTH, HEADS, seed=1).embed.weight)
     assert not torch.equal(same.embed.weight, other.embed.weight)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def a_text(*shape, n_letters=3, seed=0):
+    return torch.randint(n_letters, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_causal_stack_has_probabilities_and_no_leak():
+    model, letters = CausalStack(3, 6, width=16, n_layers=2, n_heads=2), a_text(4, 6)
+    with torch.no_grad():
+        log_p = model.log_conditionals(letters)
+        assert log_p.shape == (4, 6, 3) and (log_p.exp().sum(-1) - 1).abs().max() < 1e-5
+        changed = letters.clone()
+        changed[:, 4:] = (letters[:, 4:] + 1) % 3
+        after = model.log_conditionals(changed)
+    torch.testing.assert_close(after[:, :5], log_p[:, :5], rtol=0, atol=1e-6)
+    assert not torch.allclose(after[:, 5], log_p[:, 5])
+    assert torch.equal(model(letters[:, :3]), model.log_conditionals(letters[:, :3]))
+    with pytest.raises(ValueError, match="at most 6 a text, got 7"):
+        model.log_conditionals(a_text(1, 7))
+
+
+def test_the_likelihood_of_a_stack_has_autograds_gradients():
+    model, letters = CausalStack(3, 6, width=16, n_heads=2), a_text(4, 6)
+    sites = torch.ones(4, 6, dtype=torch.bool)
+    sites[:, 3:] = False
+    loss, gradients = likelihood(model, letters, letters, sites)
+    log_p = model.log_conditionals(letters[:, :3]).gather(-1, letters[:, :3, None])
+    torch.testing.assert_close(loss, -log_p.detach().mean())
+    assert set(gradients) == set(dict(model.named_parameters()))
+    assert gradients["read_out.weight"].abs().max() > 0
+
+
+def test_ngrams_by_hand():
+    """Text 0 0 1: p(1 | 0) with Witten and Bell's back-off, by fractions."""
+    model = NGram(torch.tensor([0, 0, 1]), 2, 2)
+    p = model.log_conditionals(torch.tensor([[0, 0], [1, 0]])).exp()
+    # alone: counts 2 and 1, two kinds, uniform before: (2 + 2/2) / 5
+    alone = torch.tensor([3 / 5, 2 / 5])
+    # after the start: 0 once, one kind; after 0: 0 and 1 once, two kinds; after 1: nothing seen
+    first = torch.tensor([(1 + alone[0]) / 2, alone[1] / 2])
+    after_zero = (torch.tensor([1.0, 1.0]) + 2 * alone) / 4
+    expected = torch.stack([torch.stack([first, after_zero]), torch.stack([first, alone])])
+    torch.testing.assert_close(p, expected)
+
+
+def test_ngrams_find_a_markov_chain():
+    source, generator = MarkovSource(3, 2), torch.Generator().manual_seed(0)
+    model = NGram(source.sample(1, 20_000, generator)[0], 3, 3)
+    letters = source.sample(50, 100, generator)
+    nats = [
+        -log_p.gather(-1, letters[..., None])[:, 10:].double().mean()
+        for log_p in (model.log_conditionals(letters), source.log_conditionals(letters))
+    ]
+    assert nats[1] < nats[0] < nats[1] + 0.01
+    with pytest.raises(ValueError, match="n must be a whole number >= 1"):
+        NGram(letters[0], 0, 3)

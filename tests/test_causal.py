@@ -6,13 +6,7 @@ import math
 import pytest
 import torch
 
-from attractor_lib.causal import (
-    StageRule,
-    CausalCascade,
-    CausalNetwork,
-    causal_rule,
-    known_letters,
-)
+from attractor_lib.causal import CausalCascade, CausalNetwork, StageRule, causal_rule, known_letters
 from attractor_lib.corruption import no_corruption
 from attractor_lib.couplings import LowRank
 from attractor_lib.model import AttractorNetwork

@@ -534,7 +534,9 @@ def test_a_configuration_is_given_by_known_names(make):
 
 
 def test_refuses_too_few_examples_other_shapes_and_unknown_parameters(tokens):
-    with pytest.raises(ValueError, match=r"tokens must have shape \(n, N, d\), .* got .* \(320, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"tokens must have shape \(n, N, d\), .* got .* \(320, 5\)"
+    ):
         train(network(), prediction_rule, tokens[..., 0], hide(tokens), CONFIG)
     with pytest.raises(
         ValueError, match=r"every parameter that is trained; \['bias'\] are missing"
