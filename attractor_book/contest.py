@@ -395,6 +395,47 @@ def summary(frame: pd.DataFrame, aim: float) -> dict[str, float]:
     }
 
 
+LAWS = {  # of whom, by family; and how much training a point of the law has, in images
+    "hidden spins": ("hidden 16x8, decay", 3 * 55_000),
+    "stack of blocks": ("stack 2 x 64", 15 * 55_000),
+    "block": ("block 64", 15 * 55_000),
+}
+DEPTH = {
+    "hidden spins": ["hidden 16x8, decay"],
+    "stack of blocks": ["block 64", "stack 2 x 64", "stack 4 x 64"],
+}
+
+
+def law_points(stored: pd.DataFrame, costs: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Errors on hidden tokens of MNIST against seconds of training with all images, train images at
+    a fixed number of steps, and parameters as depth grows; arguments as for `models`.
+
+    Returns:
+        Columns family, x (one of those three), at, and error, of seed 0.
+    """
+    there = [n for n in (13_750, 27_500, 55_000) if (stored["n_train"] == n).any()]
+    sizes = [models(stored, costs, n).assign(images=n) for n in there]
+    of = pd.concat(sizes)
+    mnist = (of["data"] == "MNIST") & (of["task"] == "hidden") & (of["seed"] == 0)
+    of = of[mnist & (of["level"] == level)].rename(columns={"test": "error"})
+    all_images = of[of["images"] == 55_000]
+    longest = all_images["epochs"] == all_images.groupby("name")["epochs"].transform("max")
+    parts = []
+    for family, (name, drawn) in LAWS.items():
+        own = of[
+            (of["name"] == name) & (of["stages"] == of.loc[of["name"] == name, "stages"].max())
+        ]
+        more, longer = own[own["epochs"] * own["images"] == drawn], own[own["images"] == 55_000]
+        deep = all_images[longest & all_images["name"].isin(DEPTH.get(family, ()))]
+        for x, frame, at in (
+            ("seconds", longer, longer["seconds"]),
+            ("images", more, more["images"]),
+            ("parameters", deep, deep["parameters"]),
+        ):
+            parts.append(frame.assign(family=family, x=x, at=at))
+    return pd.concat(parts)[["family", "x", "at", "error"]].sort_values("at")
+
+
 def law(x, errors) -> dict[str, float]:
     """errors = c x^-a, fitted by least squares of the logarithms.
 

@@ -303,3 +303,30 @@ def plot_ratio(ax: Axes, frame: pd.DataFrame, label: str) -> Axes:
     ax.set_xscale("log")
     ax.xaxis.set_minor_formatter("")
     return ax
+
+
+def plot_verdicts(ax: Axes, frame: pd.DataFrame, label: str) -> Axes:
+    """Columns `ratio`, and `from` and `to`, its range, against column `level` of corruption."""
+    colour = COLOURS["stack of blocks" if "stack" in label else "block"]
+    at = range(len(frame))
+    spread = [frame["ratio"] - frame["from"], frame["to"] - frame["ratio"]]
+    ax.axhline(1, color="black", linewidth=0.8)
+    style = {"color": colour, "marker": "o", "markersize": 4, "capsize": 2}
+    ax.errorbar(at, frame["ratio"], spread, label=f"against {label}", **style)
+    ax.set_xticks(at, [f"{level:g}" for level in frame["level"]])
+    ax.set_xlim(-0.4, len(frame) - 0.6)
+    return ax
+
+
+def plot_laws(ax: Axes, frame: pd.DataFrame, fits: pd.DataFrame) -> Axes:
+    """Column `error` against column `at`, a colour a `family`; lines are c x^-a, columns of the
+    fits by family.
+    """
+    for family, points in frame.groupby("family"):
+        ax.plot(points["at"], points["error"], "o", color=COLOURS[family], label=family)
+        if family in fits.index:
+            line = fits.loc[family, "c"] * points["at"] ** -fits.loc[family, "a"]
+            ax.plot(points["at"], line, color=COLOURS[family], linewidth=1)
+    ax.set(xscale="log", yscale="log")
+    ax.yaxis.set_minor_formatter("")
+    return ax

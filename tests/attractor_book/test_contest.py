@@ -15,6 +15,9 @@ from attractor_book.contest import (
     Trial,
     at_equal_cost,
     chosen,
+    law,
+    law_points,
+    meet,
     models,
     ratio,
     stack,
@@ -179,3 +182,59 @@ def test_both_sides_meet_in_every_task():
     equal = at_equal_cost(frame, ["parameters"], {"a block": 0.9, "a stack": 0.95})
     assert equal["lowest"].to_list() == [1.0, 1.0, 0.5, 0.5]
     assert {"factor at the aim", "factor ahead", "of"} <= set(equal)
+
+
+def test_a_law_is_found_and_where_two_meet():
+    x = [1, 2, 4, 8]
+    falling = law(x, [3 * n**-0.5 for n in x])
+    assert math.isclose(falling["a"], 0.5) and math.isclose(falling["c"], 3)
+    assert falling["error of a"] < 1e-9
+    noisy = law(x, [3, 2.2, 1.4, 1.1])
+    assert 0.01 < noisy["error of a"] < 0.1
+    slow = {"a": 0.1, "c": 1.5}
+    at = meet(falling, slow)
+    assert math.isclose(falling["c"] * at**-0.5, slow["c"] * at**-0.1)
+    with pytest.raises(ValueError, match="at least 3 numbers, got 2"):
+        law([1, 2], [2, 1])
+
+
+def test_the_points_of_the_laws():
+    """Seconds of training, images at one number of steps, parameters of the longest training."""
+    runs = [  # name, stages, epochs, images, parameters
+        *[("hidden 16x8, decay", s, e, 55_000, 100 * s) for e in (3, 12) for s in (1, 2)],
+        *[("hidden 16x8, decay", s, 12, 13_750, 100 * s) for s in (1, 2)],
+        *[("stack 2 x 64", 1, e, 55_000, 50) for e in (15, 60)],
+        *[("block 64", 1, e, n, 25) for e, n in ((15, 55_000), (60, 13_750), (60, 55_000))],
+    ]
+    keys = "name", "stages", "epochs", "n_train", "parameters"
+    about = {"data": "MNIST", "task": "hidden", "lr_factor": 1.0, "seed": 0, "what": "error"}
+    rows = [about | dict(zip(keys, run)) | {"level": 4} for run in runs]
+    stored = pd.DataFrame(
+        [
+            {**row, "split": split, "error": n}
+            for n, row in enumerate(rows)
+            for split in ("left out", "test")
+        ]
+    )
+    costs = pd.DataFrame(
+        [
+            {"task": "hidden", "name": name, "stages": s, "operations": 1}
+            | {"training µs": s / 0.055}
+            for name in ("hidden 16x8, decay", "stack 2 x 64", "block 64")
+            for s in (1, 2)
+        ]
+    )
+    points = law_points(stored, costs, level=4)
+    found = {
+        key: dict(zip(f["at"].round(6), f["error"])) for key, f in points.groupby(["family", "x"])
+    }
+    assert found == {
+        ("block", "seconds"): {15: 8, 60: 10},
+        ("block", "images"): {13_750: 9, 55_000: 8},
+        ("hidden spins", "seconds"): {6: 1, 24: 3},
+        ("hidden spins", "images"): {13_750: 5, 55_000: 1},
+        ("hidden spins", "parameters"): {100: 2, 200: 3},
+        ("stack of blocks", "seconds"): {15: 6, 60: 7},
+        ("stack of blocks", "images"): {55_000: 6},
+        ("stack of blocks", "parameters"): {25: 10, 50: 7},
+    }
