@@ -18,20 +18,27 @@ class PatchEmbedding:
     on the sphere. With ``n_frequencies=c`` a token holds C u in place of u, the c lowest
     frequencies of the patch's discrete cosine transform (C: c orthonormal rows), and d = c + 1.
     Then `pixels` gives the patch without its high frequencies. In colour, P counts the values of
-    all channels, and a frequency is one of one channel.
+    all channels, and a frequency is one of one channel. With `components` each site has a C of its
+    own, which may be learned (`principal_components`).
 
     Args:
         image_size: height = width in pixels.
         patch_size: height = width of a patch; must divide image_size.
         n_frequencies: None for all pixels, or c from 1 to P.
         channels: 1 for images (batch, height, width), or more for (batch, channels, height, width).
+        components: in place of n_frequencies, C of each site: (N, c, P), orthonormal rows.
 
     Sites run row by row over the patches, components channel by channel, then row by row over a
     patch's pixels, or from low frequency to high.
     """
 
     def __init__(
-        self, image_size: int, patch_size: int, n_frequencies: int | None = None, channels: int = 1
+        self,
+        image_size: int,
+        patch_size: int,
+        n_frequencies: int | None = None,
+        channels: int = 1,
+        components: Tensor | None = None,
     ):
         if image_size < 1 or patch_size < 1 or image_size % patch_size:
             raise ValueError(
@@ -44,8 +51,10 @@ class PatchEmbedding:
         self.n_pixels = channels * patch_size**2
         self.n_sites = (image_size // patch_size) ** 2
         self.n_frequencies = n_frequencies
-        if n_frequencies is None:
-            self.dim = self.n_pixels + 1
+        if components is not None:
+            self.dim, self.C = self._check(components).shape[1] + 1, components
+        elif n_frequencies is None:
+            self.dim, self.C = self.n_pixels + 1, None
         elif isinstance(n_frequencies, int) and 1 <= n_frequencies <= self.n_pixels:
             self.dim, self.C = n_frequencies + 1, _cosines(patch_size, channels)[:n_frequencies]
         else:
@@ -54,8 +63,22 @@ class PatchEmbedding:
                 f"{n_frequencies!r}"
             )
 
+    def _check(self, components: Tensor) -> Tensor:
+        n, p = self.n_sites, self.n_pixels
+        if self.n_frequencies is not None:
+            raise ValueError("n_frequencies must be None where components are given")
+        if components.ndim != 3 or (len(components), components.shape[2]) != (n, p):
+            got = tuple(components.shape)
+            raise ValueError(f"components must have shape ({n}, c, {p}), got {got}")
+        products = components @ components.mT - torch.eye(components.shape[1]).to(components)
+        if not products.abs().max() < 1e-4:
+            raise ValueError("components must have orthonormal rows")
+        return components
+
     def __repr__(self) -> str:
         low = "" if self.n_frequencies is None else f", n_frequencies={self.n_frequencies}"
+        if self.n_frequencies is None and self.C is not None:
+            low = f", components={tuple(self.C.shape)}"
         low += "" if self.channels == 1 else f", channels={self.channels}"
         return f"PatchEmbedding(image_size={self.image_size}, patch_size={self.patch_size}{low})"
 
@@ -86,8 +109,8 @@ class PatchEmbedding:
                 f"images must have values in [0, 1], got [{images.min():.3g}, {images.max():.3g}]"
             )
         u = 2 * self.patches(images) - 1
-        if self.n_frequencies is not None:
-            u = u @ self.C.to(u).mT
+        if self.C is not None:
+            u = self._in_frame(u, self.C.to(u).mT)
         norm_squared = self.n_pixels + 1
         rest = (norm_squared - u.square().sum(-1, keepdim=True)).sqrt()
         return torch.cat([u, rest], -1) / norm_squared**0.5
@@ -102,9 +125,13 @@ class PatchEmbedding:
         if tokens.isnan().any():
             raise ValueError("tokens must be numbers, got NaN")
         u = tokens[..., :-1] * (self.n_pixels + 1) ** 0.5
-        if self.n_frequencies is not None:
-            u = u @ self.C.to(u)
+        if self.C is not None:
+            u = self._in_frame(u, self.C.to(u))
         return ((u + 1) / 2).clamp(0, 1)
+
+    def _in_frame(self, u: Tensor, frame: Tensor) -> Tensor:
+        """u (batch, N, a) times a frame (a, b) of all sites, or (N, a, b) of each."""
+        return u @ frame if frame.ndim == 2 else torch.einsum("mia,iab->mib", u, frame)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, N, d) to images: the exact inverse of `encode` if it keeps all pixels."""
@@ -131,3 +158,25 @@ def _cosines(size: int, channels: int) -> Tensor:
     return torch.stack([torch.kron(e, of_patch) for e in torch.eye(channels).double()], 1).flatten(
         0, 1
     )
+
+
+def principal_components(images: Tensor, embedding: PatchEmbedding, n: int) -> Tensor:
+    """C of each site, learned from its own patches alone: (N, n, P), orthonormal rows.
+
+    Of the projections of u = 2p - 1 to n dimensions it is the one that keeps most of its square,
+    on average over images (the first principal components, around zero).
+
+    Args:
+        images: (batch, *image_shape), values in [0, 1].
+        embedding: of all pixels, whose patches are meant.
+        n: how many, 1 to P.
+
+    Raises:
+        ValueError: for n out of range.
+    """
+    if not 1 <= n <= embedding.n_pixels:
+        raise ValueError(f"n must be from 1 to {embedding.n_pixels}, got {n}")
+    u = (2 * embedding.patches(images) - 1).double()
+    moments = torch.einsum("mia,mib->iab", u, u) / len(u)
+    _, vectors = torch.linalg.eigh(moments)  # rising eigenvalues
+    return vectors.flip(-1)[..., :n].mT.to(images.dtype).contiguous()

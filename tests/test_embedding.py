@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from attractor_lib.embedding import PatchEmbedding
+from attractor_lib.embedding import PatchEmbedding, principal_components
 
 
 @pytest.fixture
@@ -165,3 +165,39 @@ def test_refuses_images_of_other_channels(channels, shape, message):
         PatchEmbedding(8, 4, channels=channels).encode(torch.rand(shape))
     with pytest.raises(ValueError, match="channels must be a whole number >= 1, got 0"):
         PatchEmbedding(8, 4, channels=0)
+
+
+def test_principal_components_keep_most_of_the_square():
+    """More than as many low frequencies do, and all of it where images have no more dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    whole = PatchEmbedding(8, 4)
+    modes = torch.rand(5, 8, 8, generator=generator, dtype=torch.float64)
+    weights = torch.rand(200, 5, generator=generator, dtype=torch.float64)
+    images = torch.einsum("mk,kab->mab", weights / weights.sum(1, keepdim=True), modes)
+    components = principal_components(images, whole, 5)
+    learned = PatchEmbedding(8, 4, components=components)
+    assert learned.dim == 6 and "components=(4, 5, 16)" in repr(learned)
+    torch.testing.assert_close(learned.decode(learned.encode(images)), images, rtol=0, atol=1e-9)
+    lost = [
+        (e.decode(e.encode(images)) - images).square().mean()
+        for e in (
+            PatchEmbedding(8, 4, components=principal_components(images, whole, 3)),
+            PatchEmbedding(8, 4, 3),
+        )
+    ]
+    assert lost[0] < lost[1]
+
+
+def test_refuses_components():
+    whole, images = PatchEmbedding(8, 4), torch.rand(20, 8, 8)
+    for n in (0, 17):
+        with pytest.raises(ValueError, match=f"n must be from 1 to 16, got {n}"):
+            principal_components(images, whole, n)
+    components = principal_components(images, whole, 3)
+    for given, message in (
+        ({"components": components[:3]}, r"shape \(4, c, 16\), got \(3, 3, 16\)"),
+        ({"components": 2 * components}, "orthonormal rows"),
+        ({"components": components, "n_frequencies": 3}, "n_frequencies must be None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PatchEmbedding(8, 4, **given)
