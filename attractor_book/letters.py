@@ -1,0 +1,224 @@
+"""Models of text: who takes part, how each is trained, and what it is measured by (notebook
+21_causal_network).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attractor_book.contenders import n_parameters
+from attractor_lib.baselines import CausalStack, NGram, likelihood
+from attractor_lib.causal import CausalCascade, CausalNetwork, StageRule, causal_rule
+from attractor_lib.corruption import no_corruption
+from attractor_lib.data import Alphabet, load_text
+from attractor_lib.sources import CopySource, MarkovSource
+from attractor_lib.trainer import TrainingConfig, train
+
+SOURCES = {
+    "markov 2": MarkovSource(8, 2),
+    "markov 3": MarkovSource(8, 3),
+    "copy": CopySource(8, 24, 0.1),
+}
+TEXTS = (*SOURCES, "tinyshakespeare")
+
+
+class Text(NamedTuple):
+    """Letters to train on, to choose by, and to measure on, (n, T) each: texts that are independent
+    of each other, or one; and the true probabilities, where they are known.
+    """
+
+    train: Tensor
+    left_out: Tensor
+    test: Tensor
+    n_letters: int
+    source: object = None
+    alphabet: Alphabet | None = None
+
+
+def text(name: str, n_train: int, n_test: int, seed: int = 0) -> Text:
+    """By name, of `TEXTS`; n_train letters to train on, n_test to choose by and to measure on.
+
+    Of Shakespeare the left-out letters are the last of the train split. A source's letters to
+    measure on are the same whatever the seed, of those to train on.
+    """
+    if name in SOURCES:
+        source = SOURCES[name]
+        parts = [
+            source.sample(1, n, torch.Generator().manual_seed(s))
+            for n, s in ((n_train, seed), (n_test, 1_000_001), (n_test, 1_000_002))
+        ]
+        return Text(*parts, source.n_letters, source)
+    letters = load_text(name, "train")
+    alphabet = Alphabet(letters)
+    numbers, test = alphabet.encode(letters), alphabet.encode(load_text(name, "test"))
+    parts = numbers[:-n_test][:n_train], numbers[-n_test:], test[:n_test]
+    return Text(*(part[None] for part in parts), len(alphabet), alphabet=alphabet)
+
+
+def windows(letters: Tensor, length: int, stride: int) -> Tensor:
+    """All pieces of that length, `stride` apart: (n, length)."""
+    return letters.unfold(1, length, stride).flatten(0, 1)
+
+
+@torch.no_grad()
+def nats(model, letters: Tensor, context: int) -> Tensor:
+    """-log p of each letter, given between context / 2 and context letters before it."""
+    half = context // 2
+    pieces = windows(letters, context, half).split(64)
+    log_p = (model.log_conditionals(p).gather(-1, p[..., None])[:, half:, 0] for p in pieces)
+    return -torch.cat([values.flatten().double() for values in log_p])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text, and how it is read: in pieces of `context` letters, `stride` apart."""
+
+    text: Text
+    context: int = 64
+    stride: int = 16
+
+    @property
+    def n_letters(self) -> int:
+        return self.text.n_letters
+
+    @property
+    def pieces(self) -> Tensor:
+        """To train on: (n, context)."""
+        return windows(self.text.train, self.context, self.stride)
+
+    def nats(self, model, split: str = "test") -> Tensor:
+        """Of each letter of a split, see `nats`."""
+        return nats(model, getattr(self.text, split), self.context)
+
+
+class Fitted(NamedTuple):
+    """A model, its name for this many stages, and what its training took.
+
+    Attributes:
+        model: has ``log_conditionals``.
+        stages: how many it has.
+        parameters: that were trained, all stages before included.
+        curve: a record an epoch of the last stage.
+    """
+
+    model: object
+    stages: int
+    parameters: int
+    curve: list[dict]
+
+
+def watched(model, rule, pieces: Tensor, config: TrainingConfig, error: Callable) -> list[dict]:
+    """The history of a training, with error() after each epoch."""
+    steps = len(pieces) // config.batch_size
+
+    def observe(_, step: int) -> dict | None:
+        return {"nats": error()} if step and step % steps == 0 else None
+
+    history = train(model, rule, pieces, no_corruption, config, observe=observe, report=None)
+    kept = "epoch", "loss", "seconds"
+    return [{**{n: record[n] for n in kept}, **record["observed"][-1]} for record in history]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Causal attractor networks, each trained by the causal rule alone, from the one before it on.
+
+    Attributes:
+        n_heads, rank, n_known: of each.
+        n_stages: networks.
+        learning_rate, weight_decay: tuned, of AdamW.
+        exact: the exact form, or the field form.
+    """
+
+    n_heads: int
+    rank: int
+    n_known: int
+    n_stages: int
+    learning_rate: float
+    weight_decay: float
+    exact: bool = False
+
+    family = "stages"
+
+    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+        cascade = CausalCascade()
+        for t in range(self.n_stages):
+            generator = torch.Generator().manual_seed(config.seed + 1000 * t)
+            sizes = task.n_letters, task.context, self.n_known, self.n_heads, self.rank, self.exact
+            stage = CausalNetwork(*sizes, generator, n_hidden=cascade.n_hidden)
+            rule = StageRule(cascade) if t else causal_rule
+            own = replace(
+                config,
+                learning_rate=config.learning_rate * self.learning_rate,
+                weight_decay=self.weight_decay,
+            )
+            with_it = CausalCascade(*cascade.stages, stage)
+            curve = watched(stage, rule, task.pieces, own, partial(error, with_it))
+            cascade = with_it
+            yield Fitted(cascade, t + 1, n_parameters(cascade), curve)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Transformer blocks, trained end to end."""
+
+    width: int
+    n_layers: int
+    learning_rate: float
+    dropout: float = 0.0
+
+    family = "blocks"
+
+    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+        sizes = task.n_letters, task.context, self.width, self.n_layers
+        model = CausalStack(*sizes, dropout=self.dropout, seed=config.seed)
+        own = replace(
+            config, learning_rate=config.learning_rate * self.learning_rate, weight_decay=0.1
+        )
+
+        def measured() -> float:
+            model.eval()
+            found = error(model)
+            model.train()
+            return found
+
+        curve = watched(model, likelihood, task.pieces, own, measured)
+        yield Fitted(model.eval(), 1, n_parameters(model), curve)
+
+
+@dataclass(frozen=True)
+class LogBilinear:
+    """f alone: logits linear in each of the letters before, without heads; by the causal rule."""
+
+    n_known: int
+    learning_rate: float
+
+    family = "log-bilinear"
+
+    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+        model = CausalNetwork(task.n_letters, 1, self.n_known, n_heads=1, rank=1)
+        model.U.zero_()
+        own = replace(
+            config,
+            learning_rate=config.learning_rate * self.learning_rate,
+            frozen=("U", "Q", "K", "r"),
+        )
+        curve = watched(model, causal_rule, task.pieces, own, partial(error, model))
+        yield Fitted(model, 1, model.W.numel() + model.bias.numel(), curve)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """n-grams with back-off: counted, not trained."""
+
+    n: int
+
+    family = "n-gram"
+
+    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+        model = NGram(task.text.train[0], self.n, task.n_letters)
+        yield Fitted(model, 1, sum(int((c > 0).sum()) for _, c in model.tables), [])

@@ -1,0 +1,76 @@
+"""Models of text: each kind learns, and is measured on letters with a past."""
+
+import pytest
+import torch
+
+from attractor_book.letters import (
+    SOURCES,
+    Blocks,
+    Counted,
+    LogBilinear,
+    Stages,
+    Task,
+    nats,
+    text,
+    windows,
+)
+from attractor_lib.trainer import TrainingConfig
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Task(text("markov 2", 4000, 1000), context=16, stride=8)
+
+
+@pytest.mark.parametrize(
+    "entrant, least",
+    [
+        (Stages(2, 3, 2, 2, 3e-2, 0.0), 0.05),
+        (Stages(2, 3, 2, 1, 3e-2, 0.0, exact=True), 0.05),
+        (Blocks(16, 2, 1e-2), 0.05),
+        (LogBilinear(2, 3e-2), 0.05),
+        (Counted(3), 0.2),
+    ],
+)
+def test_every_kind_learns_and_none_beats_the_source(task, entrant, least):
+    config = TrainingConfig(epochs=3, batch_size=20, learning_rate=1.0, optimizer="AdamW")
+    error = lambda model: task.nats(model, "left_out").mean().item()  # noqa: E731
+    uniform, limit = torch.tensor(8.0).log(), task.nats(task.text.source).mean()
+    found = list(entrant.fit(task, config, error))
+    assert [model.stages for model in found] == list(range(1, 1 + getattr(entrant, "n_stages", 1)))
+    for fitted in found:
+        reached = task.nats(fitted.model).mean()
+        assert limit < reached < uniform - least * (uniform - limit)
+        for record in fitted.curve[-1:]:
+            assert record["nats"] == error(fitted.model) and record["epoch"] == 3
+    parameters = [fitted.parameters for fitted in found]
+    assert parameters == sorted(parameters) and parameters[0] > 0
+
+
+def test_each_letter_is_measured_once_with_a_past():
+    """A model that tells how many letters it was given: between half the context and all of it."""
+
+    class Counts:
+        def log_conditionals(self, letters):
+            return -torch.arange(letters.shape[1])[:, None].expand(*letters.shape, 9).double()
+
+    letters = torch.randint(9, (1, 100))
+    told = nats(Counts(), letters, 10)
+    assert len(told) == 95 and told.min() == 5 and told.max() == 9
+    assert windows(letters, 10, 5).shape == (19, 10)
+
+
+def test_texts_are_the_same_each_time_and_test_letters_for_each_seed():
+    for name in SOURCES:
+        one, again, other = text(name, 300, 200), text(name, 300, 200), text(name, 300, 200, seed=1)
+        assert torch.equal(one.train, again.train) and not torch.equal(one.train, other.train)
+        assert torch.equal(one.test, other.test) and not torch.equal(one.test, one.left_out)
+        assert one.train.max() < one.n_letters
+
+
+def test_shakespeare_is_split_in_order(monkeypatch):
+    whole = {"train": "abcdefghij", "test": "jihg"}
+    monkeypatch.setattr("attractor_book.letters.load_text", lambda name, split: whole[split])
+    found = text("tinyshakespeare", 5, 3)
+    decoded = [found.alphabet.decode(part[0]) for part in found[:3]]
+    assert decoded == ["abcde", "hij", "jih"] and found.n_letters == 10
