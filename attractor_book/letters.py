@@ -222,3 +222,16 @@ class Counted:
     def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
         model = NGram(task.text.train[0], self.n, task.n_letters)
         yield Fitted(model, 1, sum(int((c > 0).sum()) for _, c in model.tables), [])
+
+
+ENTRANTS = {
+    "stages 4x8": Stages(4, 8, 3, 2, 2e-2, 0.0),
+    "stages 16x16": Stages(16, 16, 5, 3, 2e-2, 0.1),
+    "exact 8x16": Stages(8, 16, 4, 1, 2e-2, 0.1, exact=True),
+    "block 32": Blocks(32, 1, 8e-3),
+    "block 128": Blocks(128, 1, 4e-3),
+    "stack 2 x 64": Blocks(64, 2, 4e-3),
+    "stack 4 x 64": Blocks(64, 4, 4e-3),
+    "log-bilinear": LogBilinear(8, 2e-2),
+    **{f"{n}-gram": Counted(n) for n in (3, 4, 5, 6)},
+}

@@ -195,6 +195,13 @@ class CausalNetwork(nn.Module):
         """
         return (-self.energies(letters, hidden, before)).log_softmax(-1)
 
+    def update(self, letters: Tensor) -> Tensor:
+        """The letter of least energy at each site, given those before it: (batch, T).
+
+        After t updates the first t letters are the same for all texts, and stay.
+        """
+        return self.energies(letters).argmin(-1)
+
     def attention(self, letters: Tensor, hidden: Tensor | None = None) -> Tensor:
         """a_ij of letter i's site (batch, heads, T, T); index j = 0 is the start, j > 0 the site of
         letter j - 1.
@@ -477,6 +484,10 @@ class CausalCascade(nn.Module):
     def log_conditionals(self, letters: Tensor) -> Tensor:
         """As `CausalNetwork.log_conditionals`."""
         return (-self.energies(letters)).log_softmax(-1)
+
+    def update(self, letters: Tensor) -> Tensor:
+        """As `CausalNetwork.update`."""
+        return self.energies(letters).argmin(-1)
 
     def generate(
         self,

@@ -213,6 +213,18 @@ def test_temperature_zero_takes_the_likeliest_and_low_ones_come_near():
     assert torch.equal(cold, network.generate(prompt, 8, temperature=1e-6))
 
 
+@FORMS
+@pytest.mark.parametrize("model", [made, cascade])
+def test_every_text_ends_as_the_same_one(exact, model):
+    """Site by site: after t updates the first t letters are those of greedy generation."""
+    network, text = model(exact), texts(6, 9)
+    greedy = network.generate(torch.tensor([]), 9, temperature=0)
+    for t in range(1, 10):
+        text = network.update(text)
+        assert (text[:, :t] == greedy[:t]).all()
+    assert torch.equal(network.update(text), text)
+
+
 def test_training_finds_a_rule_of_the_text():
     """A letter is the one two before it: nothing is left to doubt."""
     text = texts(1, 400, n_letters=2)
