@@ -268,7 +268,7 @@ def models(stored: pd.DataFrame, costs: pd.DataFrame, n_images: int = 55_000) ->
 
     Args:
         stored: the rows of the stored runs.
-        costs: those of the benchmark `verdict`.
+        costs: those of the benchmark `verdict`, of one run or several, of which medians count.
         n_images: that a model is trained on in an epoch.
 
     Returns:
@@ -278,7 +278,7 @@ def models(stored: pd.DataFrame, costs: pd.DataFrame, n_images: int = 55_000) ->
     errors = stored[(stored["what"] == "error") & (stored["n_train"] == n_images)]
     keys = [*MODEL, "parameters", "seed", "level"]
     wide = errors.pivot_table("error", keys, "split").reset_index()
-    costs = costs[["task", "name", "stages", "operations", "training µs"]]
+    costs = costs.groupby(["task", "name", "stages"])[["operations", "training µs"]].median()
     wide = with_family(wide).merge(costs, on=["task", "name", "stages"])
     seconds = 1e-6 * wide.pop("training µs") * wide["epochs"] * n_images
     wide = wide.assign(seconds=seconds)

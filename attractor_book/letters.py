@@ -1,5 +1,5 @@
 """Models of text: who takes part, how each is trained, and what it is measured by (notebook
-21_causal_network).
+20_causal_network).
 """
 
 from collections.abc import Callable, Iterator
@@ -226,6 +226,7 @@ class Counted:
 
 ENTRANTS = {
     "stages 4x8": Stages(4, 8, 3, 2, 2e-2, 0.0),
+    "exact 4x8": Stages(4, 8, 3, 2, 2e-2, 0.0, exact=True),
     "stages 16x16": Stages(16, 16, 5, 3, 2e-2, 0.1),
     "exact 8x16": Stages(8, 16, 4, 1, 2e-2, 0.1, exact=True),
     "block 32": Blocks(32, 1, 8e-3),

@@ -13,7 +13,7 @@ letter and those before that. With m = 1 ... n_known::
 
 The exact form is the local energy of the attractor network with a spin that is one of the letters;
 the field form is its first order in U: minus the spin times the field of the update. A letter that
-stands for "before the text" is known to the first sites, and heard by them (21_causal_network).
+stands for "before the text" is known to the first sites, and heard by them (20_causal_network).
 
 In the code, time t stands for what is known before letter t: it asks as site i = t, and shows what
 site j = t - 1 shows. So times hear themselves and those before.
@@ -181,7 +181,7 @@ class CausalNetwork(nn.Module):
         shown = self.form.show(k, self.U)
         minus_e = f - before
         for m, i, j, r, _ in self._parts(*letters.shape):
-            t, heard = q[m, :, i] @ k[m, :, j].mT + r, (x[m, :, j] for x in shown)
+            t, heard = (q[m, :, i] @ k[m, :, j].mT).add_(r), (x[m, :, j] for x in shown)
             minus_e[m, i] += self.form.answer(t, self.U, *heard)[0]
         return -minus_e
 
@@ -217,7 +217,7 @@ class CausalNetwork(nn.Module):
         q, k, _ = self._asked(self._known(letters, hidden))
         o = torch.empty_like(q)
         for m, i, j, r, _ in self._parts(*letters.shape):
-            o[m, :, i] = (q[m, :, i] @ k[m, :, j].mT + r).softmax(-1) @ k[m, :, j]
+            o[m, :, i] = (q[m, :, i] @ k[m, :, j].mT).add_(r).softmax(-1) @ k[m, :, j]
         return o.transpose(1, 2)
 
     def generate(
@@ -381,7 +381,8 @@ def causal_rule(
     loss, dU, dr = 0.0, torch.zeros_like(network.U), F.pad(torch.zeros_like(network.r), (0, 1))
     for m, i, j, r, back in network._parts(*letters.shape):
         counts, heard = sites[m, i, None], [x[m, :, j] for x in shown]
-        heads, kept = network.form.answer(q[m, :, i] @ heard[0].mT + r, network.U, *heard)
+        t = (q[m, :, i] @ heard[0].mT).add_(r)
+        heads, kept = network.form.answer(t, network.U, *heard)
         log_p = (f[m, i] + heads).log_softmax(-1)
         loss = loss - (log_p.gather(-1, s[m, i]) * counts).sum()
         d = log_p.exp().scatter_add_(-1, s[m, i], -torch.ones_like(log_p[..., :1])).mul_(counts)

@@ -9,6 +9,7 @@ epochs     an epoch of the trainer against its bare steps, and the dynamics agai
 scaling    time and memory against batch, sites, components and heads
 costs      parameters, operations and training time of the models in `attractor_book.contenders`
 verdict    the same of the models in `attractor_book.contest`
+letters    the causal network of letters: probabilities and rule
 processes  a training step of several processes against one
 
 A number is the median over rounds in which all take turns, and in brackets from where to where half
@@ -31,7 +32,17 @@ from attractor_book.results import save_results
 from attractor_lib.trainer import select_device
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ["steps", "tokens", "small", "epochs", "scaling", "costs", "verdict", "processes"]
+BENCHMARKS = [
+    "steps",
+    "tokens",
+    "small",
+    "epochs",
+    "scaling",
+    "costs",
+    "verdict",
+    "letters",
+    "processes",
+]
 WITH_BEFORE = {"steps", "tokens", "small"}
 
 

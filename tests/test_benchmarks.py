@@ -6,6 +6,7 @@ from pathlib import Path
 
 import costs
 import epochs
+import letters
 import measure
 import pytest
 import run
@@ -36,6 +37,7 @@ def rows_of_tokens(device, batch, **sizes):
         (small.rows, {"rounds": 1, "starts": 0}),
         (epochs.rows, {"n_steps": 2, "rounds": 1}),
         (costs.rows, {"rounds": 1, "sizes": [(4, 9)]}),
+        (letters.rows, {"rounds": 1, "sizes": [(2, 5)]}),
         (verdict.rows, {"rounds": 1, "tasks": [("hidden", 4, 9), ("noise", 4, 9)]}),
     ],
 )

@@ -127,7 +127,8 @@ def test_models_have_their_costs():
         ]
     )
     costs = pd.DataFrame(
-        [{"task": "hidden", "name": "block 32", "stages": 1, "operations": 5, "training µs": 10}]
+        {"task": "hidden", "name": "block 32", "stages": 1, "operations": 5, "training µs": us}
+        for us in (10, 8, 100)  # three runs of the benchmark
     )
     (model,) = models(stored, costs, n_images=100).to_dict("records")
     assert (model["test"], model["left out"], model["family"]) == (0.2, 0.1, "block")
