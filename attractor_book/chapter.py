@@ -55,7 +55,8 @@ def image_tokens(
     train, test = (load_images(name, split).to(device) for split in ("train", "test"))
     if n_validation:
         train, test = train[:-n_validation], train[-n_validation:]
-    embedding = PatchEmbedding(train.shape[-1], patch_size, n_frequencies)
+    channels = train.shape[1] if train.ndim == 4 else 1
+    embedding = PatchEmbedding(train.shape[-1], patch_size, n_frequencies, channels)
     images = test if n_validation else test[:n_test]
     tokens, test = embedding.encode(train[:n_train]), embedding.encode(images)
     return ImageTokens(embedding, tokens, test, images)
@@ -125,7 +126,7 @@ def own_derivatives(energies, x: Tensor) -> Tensor:
 
 
 def decoded(embedding: PatchEmbedding, tokens: Tensor) -> Tensor:
-    """The images (..., height, width) of tokens (..., N, d), on the CPU."""
+    """The images (..., *image_shape) of tokens (..., N, d), on the CPU."""
     return embedding.decode(tokens.flatten(0, -3)).unflatten(0, tokens.shape[:-2]).cpu()
 
 

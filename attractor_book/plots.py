@@ -74,8 +74,11 @@ def use_style() -> None:
 def plot_images(
     ax: Axes, images: Tensor, row_labels: list[str] = (), column_labels: list[str] = ()
 ) -> Axes:
-    """A table of images (rows, columns, height, width), values in [0, 1], all on one grey scale."""
-    rows, columns, height, width = images.shape
+    """A table of images (rows, columns, height, width), values in [0, 1], all on one grey scale; or
+    (rows, columns, 3, height, width), in colour.
+    """
+    rows, columns, *_, height, width = images.shape
+    images = images.movedim(2, -1) if images.ndim == 5 else images
     step_y, step_x = height + 2, width + 2
     for r in range(rows):
         for c in range(columns):

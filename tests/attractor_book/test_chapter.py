@@ -40,6 +40,15 @@ def test_validation_images_are_left_out_of_training_and_measured_on(loaded):
         chapter.mnist(torch.device("cpu"), n_validation=1)
 
 
+def test_colour_images_as_tokens(monkeypatch):
+    split = {"train": torch.rand(8, 3, 8, 8), "test": torch.rand(3, 3, 8, 8)}
+    monkeypatch.setattr(chapter, "load_images", lambda name, which: split[which])
+    found = chapter.image_tokens("CIFAR10", torch.device("cpu"), patch_size=4)
+    assert found.tokens.shape == (8, 4, 49) and torch.equal(found.images, split["test"])
+    back = chapter.decoded(found.embedding, found.test)
+    torch.testing.assert_close(back, split["test"], rtol=0, atol=1e-5)
+
+
 def test_require_refuses_in_its_own_words():
     chapter.require(True, "nothing")
     with pytest.raises(ValueError, match="loads must hold 0.1"):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from attractor_book.plots import plot_band, plot_overlaps
+from attractor_book.plots import plot_band, plot_images, plot_overlaps
 
 
 def test_overlaps_are_drawn_as_their_mean_in_a_band_of_their_middle_half():
@@ -22,3 +22,13 @@ def test_overlaps_are_drawn_as_their_mean_in_a_band_of_their_middle_half():
                 assert np.abs(corners - [t, edge[t]]).sum(1).min() < 1e-6
         assert [*ax.get_xticks()] == [0, 1, 2, 5, 10, 20] and ax.get_xlim() == (0, 30)
     plt.close("all")
+
+
+def test_colour_images_are_shown_in_colour():
+    images = torch.rand(2, 3, 3, 4, 5)
+    fig, ax = plt.subplots()
+    plot_images(ax, images)
+    shown = [artist.get_array() for artist in ax.get_images()]
+    assert len(shown) == 6 and shown[4].shape == (4, 5, 3)
+    assert np.allclose(shown[4], images[1, 1].permute(1, 2, 0))
+    plt.close(fig)
