@@ -66,7 +66,7 @@ def windows(letters: Tensor, length: int, stride: int) -> Tensor:
 
 @torch.no_grad()
 def nats(model, letters: Tensor, context: int) -> Tensor:
-    """-log p of each letter, given between context / 2 and context letters before it."""
+    """-log p of each letter from context / 2 on, given from there to context - 1 letters before."""
     half = context // 2
     pieces = windows(letters, context, half).split(64)
     log_p = (model.log_conditionals(p).gather(-1, p[..., None])[:, half:, 0] for p in pieces)
@@ -75,11 +75,22 @@ def nats(model, letters: Tensor, context: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Task:
-    """A text, and how it is read: in pieces of `context` letters, `stride` apart."""
+    """A text, and how it is read: in pieces of `context` letters, `stride` apart.
+
+    Pieces begin amid the text, and there a model sees the start. So what is maximised in training
+    is the likelihood of pieces, not of the text.
+
+    Raises:
+        ValueError: for an odd context, whose halves would overlap.
+    """
 
     text: Text
     context: int = 64
     stride: int = 16
+
+    def __post_init__(self):
+        if self.context % 2:
+            raise ValueError(f"context must be even, got {self.context}")
 
     @property
     def n_letters(self) -> int:
@@ -93,6 +104,15 @@ class Task:
     def nats(self, model, split: str = "test") -> Tensor:
         """Of each letter of a split, see `nats`."""
         return nats(model, getattr(self.text, split), self.context)
+
+    def limit(self, split: str = "test") -> Tensor | None:
+        """Of the same letters, of the source itself, which knows the whole text; None without."""
+        if self.text.source is None:
+            return None
+        letters, half = getattr(self.text, split), self.context // 2
+        log_p = self.text.source.log_conditionals(letters).gather(-1, letters[..., None])
+        measured = (letters.shape[1] - self.context) // half + 1
+        return -log_p[0, half : half * (measured + 1), 0]
 
 
 class Fitted(NamedTuple):
@@ -233,6 +253,7 @@ ENTRANTS = {
     "block 128": Blocks(128, 1, 4e-3),
     "stack 2 x 64": Blocks(64, 2, 4e-3),
     "stack 4 x 64": Blocks(64, 4, 4e-3),
-    "log-bilinear": LogBilinear(8, 2e-2),
+    "log-bilinear 8": LogBilinear(8, 5e-2),
+    "log-bilinear 24": LogBilinear(24, 5e-2),
     **{f"{n}-gram": Counted(n) for n in (3, 4, 5, 6)},
 }

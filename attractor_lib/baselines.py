@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attractor_lib.causal import known_letters
+from attractor_lib.causal import check_letters, known_letters
 from attractor_lib.learning import Gradients
 from attractor_lib.states import exclude_self
 
@@ -117,9 +117,9 @@ class CausalStack(nn.Module):
         """log p(letter t | those before) (batch, T, V) of whole numbers (batch, T), T <= context.
 
         Raises:
-            ValueError: for longer texts.
+            ValueError: for longer texts, and letters that are none.
         """
-        length = letters.shape[1]
+        length = check_letters(letters, self.n_letters).shape[1]
         if length > self.context:
             raise ValueError(f"letters must be at most {self.context} a text, got {length}")
         before = F.pad(letters, (1, 0), value=self.n_letters)[:, :-1]
@@ -139,17 +139,24 @@ class NGram:
         p_n(v | c) = (count of v after c + T(c) p_{n-1}(v | c')) / (count of c + T(c))
 
     where c' leaves out c's first letter, T(c) is how many different letters follow c, and p_0 is
-    uniform.
+    uniform. After a c that was not seen p_n is p_{n-1}.
 
     Args:
-        text: whole numbers (T,), counted.
-        n: >= 1.
+        text: whole numbers (T,), counted; T >= 1.
+        n: >= 1, and so small that (V + 1)^(n - 1) is a 64-bit number.
         n_letters: V.
+
+    Raises:
+        ValueError: for numbers out of range and letters that are none.
     """
 
     def __init__(self, text: Tensor, n: int, n_letters: int):
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"n must be a whole number >= 1, got {n!r}")
+        if (n_letters + 1) ** (n - 1) >= 2**63:
+            raise ValueError(f"n must be smaller for {n_letters} letters, got {n}")
+        if not check_letters(text[None], n_letters, "text").numel():
+            raise ValueError("text must hold at least one letter, got none")
         self.n, self.n_letters, self.tables = n, n_letters, []
         for known in range(n):
             contexts, which = self._keys(text[None], known)[0].unique(return_inverse=True)
@@ -166,6 +173,7 @@ class NGram:
 
     def log_conditionals(self, letters: Tensor) -> Tensor:
         """log p(letter t | those before): (batch, T, V)."""
+        check_letters(letters, self.n_letters)
         p = torch.full((*letters.shape, self.n_letters), 1 / self.n_letters)
         for known, (contexts, counts) in enumerate(self.tables):
             keys = self._keys(letters, known)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attractor_lib.checkpoint import load_state, name_of, state_of
+from attractor_lib.checkpoint import fingerprint, load_state, name_of, state_of
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.states import check_mask, clamp
 
@@ -147,7 +147,8 @@ class AfterStages:
     corrupt: Callable
 
     def __repr__(self) -> str:
-        return f"AfterStages({self.cascade!r}, {name_of(self.corrupt)})"
+        stages = f"{self.cascade!r}, {fingerprint(self.cascade)}"
+        return f"AfterStages({stages}, {name_of(self.corrupt)})"
 
     def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         state, sites = self.corrupt(tokens, generator)

@@ -1,22 +1,26 @@
 r"""A causal attractor network of letters: its pseudo-likelihood is its likelihood.
 
-Site i of a text is a Potts spin s_i, one of the letters. It hears the sites before it. The letters
-before it are known, and it asks with them, as it does with its spin; a site before it shows its own
-letter and those before that. With m = 1 ... n_known::
+Site i of a text is a Potts spin s_i, one of V letters. It hears the sites before it, as far back as
+`context`, and a start, which counts as the site before the first. The letters before it are known:
+it asks with them, and a site that is heard shows its letter and those before that. For each head,
+with m = 1 ... n_known and the letter "start" before the text::
 
-    q_i    = sum_m Q_m[s_{i-m}] ,     k_j = sum_m K_m[s_{j+1-m}]      for each head h
-    t_ij   = q_i . k_j + r_{i-j}                                       for the j < i that i hears
+    q_i    = sum_m Q_m[s_{i-m}] ,     k_j = sum_m K_m[s_{j+1-m}]
+    t_ij   = q_i . k_j + r_{i-j}                                         for the j < i that i hears
     f_i(v) = b_v + sum_m W_m[s_{i-m}, v]
-    e_i(v) = -f_i(v) - sum_h log sum_j exp(t^h_ij + U^h_v . k^h_j)     the exact form
-    e_i(v) = -f_i(v) - sum_h sum_j a^h_ij U^h_v . k^h_j ,  a = softmax_j(t)     the field form
+    e_i(v) = -f_i(v) - sum_h log sum_j exp(t^h_ij + U^h_v . k^h_j)       the exact form
+    e_i(v) = -f_i(v) - sum_h sum_j a^h_ij U^h_v . k^h_j ,  a_ij = softmax_j(t_ij)    the field form
     p(s_i = v | s_<i) = exp(-e_i(v)) / sum_v' exp(-e_i(v'))
 
-The exact form is the local energy of the attractor network with a spin that is one of the letters;
-the field form is its first order in U: minus the spin times the field of the update. A letter that
-stands for "before the text" is known to the first sites, and heard by them (20_causal_network).
+The exact form is the local energy of the attractor network, with a spin that asks by U_v and is one
+of the letters. The field form is its first order in U, up to a constant in v: minus the letter
+times the field at a site whose own letter is not known and does not ask. Where a stage before hands
+on hidden spins z (`CausalCascade`), Qz z_i, Kz z_{j+1} and Wz z_i are added to q_i, k_j and f_i
+(20_causal_network).
 
-In the code, time t stands for what is known before letter t: it asks as site i = t, and shows what
-site j = t - 1 shows. So times hear themselves and those before.
+In the code position i stands for what is known before letter i, which is what site i asks with, and
+what site i - 1 shows. So in a text "abc" position 1 knows a: it asks for b, and is heard by
+positions 1 and 2. Positions hear themselves and those before; position 0 shows the start.
 """
 
 import math
@@ -27,27 +31,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attractor_lib.checkpoint import fingerprint
 from attractor_lib.learning import Gradients
 from attractor_lib.states import is_finite
 
-# What the heads add to -e_i(v) (batch, T, V), of scores t (batch, heads, T, T), keys k (batch,
-# heads, T, r) and U (V, heads, r), and its gradient. `show` prepares what sites show (batch, heads,
-# T, ...). `pull_back` makes of the gradient d of the answer those of the scores, of the keys (but
-# for what comes through the scores), and of U.
-
 
 class Field:
-    """sum_h U^h_v . o^h_i, where o_i = sum_j a_ij k_j: what a spin gets from the field."""
+    """What the heads add to -e_i(v): sum_h U^h_v . o^h_i, with o_i = sum_j a_ij k_j."""
 
     def show(self, k: Tensor, U: Tensor) -> tuple[Tensor, ...]:
+        """What positions show: keys (batch, heads, T, r) first."""
         return (k,)
 
     def answer(self, t: Tensor, U: Tensor, k: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Of scores t (batch, heads, T, T), U (V, heads, r) and what is shown: (batch, T, V), and
+        what `pull_back` needs of it.
+        """
         a = t.softmax(-1)
         o = a @ k
         return torch.einsum("mhir,vhr->miv", o, U), (a, o)
 
     def pull_back(self, d: Tensor, U: Tensor, k: Tensor, *, kept) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the gradient d of the answer those of t, of the keys but for what comes through t, and
+        of U.
+        """
         a, o = kept
         g = torch.einsum("miv,vhr->mhir", d, U)
         z = g @ k.mT
@@ -56,7 +63,9 @@ class Field:
 
 
 class Exact:
-    """sum_h log sum_j exp(t^h_ij) exp(U^h_v . k^h_j): for each head one matrix product."""
+    """The same of the exact form, sum_h log sum_j exp(t^h_ij) exp(U^h_v . k^h_j): for each head one
+    matrix product.
+    """
 
     def show(self, k: Tensor, U: Tensor) -> tuple[Tensor, ...]:
         return k, (k @ U.permute(1, 2, 0)).exp_()
@@ -67,9 +76,10 @@ class Exact:
         highest = t.amax(-1, keepdim=True)
         E = (t - highest).exp_()
         total = E @ G
-        low, high = total.aminmax()
-        if not (low > torch.finfo(total.dtype).tiny and high < math.inf):  # NaN fails too
-            raise FloatingPointError(f"scores are too far apart for {total.dtype}")
+        numbers = torch.finfo(total.dtype)
+        lost = G.amax() * (numbers.tiny / numbers.eps)  # by what is too small for E
+        if not lost < total.amin():  # infinity and NaN fail too
+            raise FloatingPointError(f"U_v . k_j are too far apart for {total.dtype}")
         return (total.log() + highest).sum(1), (E, total)
 
     def pull_back(
@@ -149,18 +159,9 @@ class CausalNetwork(nn.Module):
 
     def check(self, letters: Tensor, name: str = "letters") -> Tensor:
         """letters, if whole numbers (batch, T) from 0 to n_letters - 1; else ValueError."""
-        if not isinstance(letters, Tensor) or letters.ndim != 2:
-            got = tuple(letters.shape) if isinstance(letters, Tensor) else type(letters).__name__
-            raise ValueError(f"{name} must have shape (batch, T), got {got}")
-        if letters.is_floating_point() or letters.is_complex() or letters.dtype == torch.bool:
-            raise ValueError(f"{name} must be whole numbers, got {letters.dtype}")
+        check_letters(letters, self.n_letters, name)
         if letters.device != self.bias.device:
             raise ValueError(f"{name} must be on {self.bias.device}, got {letters.device}")
-        if letters.numel() and not (letters.min() >= 0 and letters.max() < self.n_letters):
-            raise ValueError(
-                f"{name} must be from 0 to {self.n_letters - 1}, got "
-                f"{letters.min().item()} to {letters.max().item()}"
-            )
         return letters
 
     def energies(
@@ -176,13 +177,13 @@ class CausalNetwork(nn.Module):
         Raises:
             FloatingPointError: in the exact form, for U_v . k_j beyond what exp can tell apart.
         """
-        self._check(letters, hidden)
-        q, k, f = self._asked(self._known(letters, hidden))
+        self._check(letters, hidden, before)
+        q, k, f = self._known(letters, hidden)
         shown = self.form.show(k, self.U)
         minus_e = f - before
-        for m, i, j, r, _ in self._parts(*letters.shape):
-            t, heard = (q[m, :, i] @ k[m, :, j].mT).add_(r), (x[m, :, j] for x in shown)
-            minus_e[m, i] += self.form.answer(t, self.U, *heard)[0]
+        for some, i, j, r, _ in self._parts(*letters.shape):
+            t = scores(q[some, :, i], k[some, :, j], r)
+            minus_e[some, i] += self.form.answer(t, self.U, *(x[some, :, j] for x in shown))[0]
         return -minus_e
 
     def log_conditionals(
@@ -203,21 +204,22 @@ class CausalNetwork(nn.Module):
         return self.energies(letters).argmin(-1)
 
     def attention(self, letters: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """a_ij of letter i's site (batch, heads, T, T); index j = 0 is the start, j > 0 the site of
-        letter j - 1.
+        """softmax_j(t_ij) of letter i's site (batch, heads, T, T); index j = 0 is the start, j > 0
+        the site of letter j - 1. In the exact form it is what j has before the letter is known.
         """
         self._check(letters, hidden)
-        q, k, _ = self._asked(self._known(letters, hidden))
-        everywhere = slice(letters.shape[1])
-        return (q @ k.mT + self._distances(everywhere, everywhere)[0]).softmax(-1)
+        q, k, _ = self._known(letters, hidden)
+        everywhere = slice(0, letters.shape[1])
+        return scores(q, k, self._distances(everywhere, everywhere)[0]).softmax(-1)
 
     def pooled(self, letters: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """o_i = sum_j a_ij k_j of all heads: (batch, T, heads, rank)."""
+        """o_i = sum_j a_ij k_j of all heads, with that attention: (batch, T, heads, rank)."""
         self._check(letters, hidden)
-        q, k, _ = self._asked(self._known(letters, hidden))
+        q, k, _ = self._known(letters, hidden)
         o = torch.empty_like(q)
-        for m, i, j, r, _ in self._parts(*letters.shape):
-            o[m, :, i] = (q[m, :, i] @ k[m, :, j].mT).add_(r).softmax(-1) @ k[m, :, j]
+        for some, i, j, r, _ in self._parts(*letters.shape):
+            k_j = k[some, :, j]
+            o[some, :, i] = scores(q[some, :, i], k_j, r).softmax(-1) @ k_j
         return o.transpose(1, 2)
 
     def generate(
@@ -240,33 +242,48 @@ class CausalNetwork(nn.Module):
             (T + n,) or (batch, T + n).
 
         Raises:
-            ValueError: for a prompt that is none, n or a temperature out of range.
+            ValueError: for a prompt that is none, n or a temperature out of range, and for a
+                network with hidden spins, which a cascade has to give.
         """
+        if self.n_hidden:
+            raise ValueError("a network with hidden spins writes in a CausalCascade alone")
         return generate(self, prompt, n, temperature, generator)
 
     @property
     def reach(self) -> int:
-        """On how many letters before it a letter can depend."""
+        """On how many letters before it a letter can depend, without hidden spins."""
         return self.context - 1 + self.n_known
 
-    def _check(self, letters: Tensor, hidden: Tensor | None) -> None:
+    def _check(self, letters: Tensor, hidden: Tensor | None, before: Tensor | float = 0.0) -> None:
         self.check(letters)
-        expected = (*letters.shape, self.n_hidden) if self.n_hidden else None
-        got = None if hidden is None else tuple(hidden.shape)
-        if got != expected:
-            raise ValueError(f"hidden must have shape {expected}, got {got}")
-        if hidden is not None and not is_finite(hidden):
-            raise ValueError("hidden must be finite, got NaN or infinity")
+        shape = (*letters.shape, self.n_hidden)
+        if hidden is None and self.n_hidden:
+            raise ValueError(f"hidden must have shape {shape}, got None")
+        if hidden is not None and not self.n_hidden:
+            raise ValueError("hidden must be None, as n_hidden is 0")
+        given = {"hidden": (hidden, shape), "before": (before, (*letters.shape, self.n_letters))}
+        for name, (x, expected) in given.items():
+            if not isinstance(x, Tensor):
+                continue
+            if (x.shape, x.dtype) != (expected, self.bias.dtype):
+                got = f"{x.dtype} of shape {tuple(x.shape)}"
+                raise ValueError(f"{name} must be {self.bias.dtype} of shape {expected}, got {got}")
+            if not is_finite(x):
+                raise ValueError(f"{name} must be finite, got NaN or infinity")
 
-    def _known(self, letters: Tensor, hidden: Tensor | None) -> Tensor:
-        """What is known makes queries, keys and f, side by side: (batch, T, 2 heads rank + V)."""
+    def _known(self, letters: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What is known at each position makes queries and keys (batch, heads, T, rank), and f
+        (batch, T, V)::
+
+            q = sum_m Q_m[s_{i-m}] + Qz z_i ,    k and f alike: looked up side by side
+        """
         table = torch.cat([self.Q.flatten(2), self.K.flatten(2), self.W], -1).flatten(0, 1)
-        bias = F.pad(self.bias, (table.shape[1] - self.n_letters, 0))
-        values = F.embedding_bag(self._rows(letters), table, mode="sum") + bias
+        values = F.embedding_bag(self._rows(letters), table, mode="sum")
         if hidden is not None:
             of_hidden = torch.cat([self.Qz.flatten(1), self.Kz.flatten(1), self.Wz], 1)
             values = values + hidden.flatten(0, 1) @ of_hidden
-        return values.view(*letters.shape, values.shape[1])
+        q, k, f = self._split(values.view(*letters.shape, values.shape[1]))
+        return q.contiguous(), k.contiguous(), f + self.bias
 
     def _rows(self, letters: Tensor) -> Tensor:
         """Of Q, K and W, letter after letter, those that are known: (batch T, n_known)."""
@@ -280,13 +297,8 @@ class CausalNetwork(nn.Module):
         q, k = (x.unflatten(-1, (self.n_heads, self.rank)).transpose(1, 2) for x in (q, k))
         return q, k, f
 
-    def _asked(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`_split`, with queries and keys as products want them."""
-        q, k, f = self._split(values)
-        return q.contiguous(), k.contiguous(), f
-
     def _gradients(self, letters: Tensor, hidden: Tensor | None, of_values: Tensor) -> Gradients:
-        """Of the gradient of what `_known` returns, that of the parameters it is made of."""
+        """Of the gradients of q, k and f, side by side (batch, T, ...), those of their tables."""
         values = of_values.flatten(0, 1)
         table = values.new_zeros(self.n_known * (self.n_letters + 1), values.shape[1])
         for rows in self._rows(letters).unbind(1):
@@ -308,20 +320,42 @@ class CausalNetwork(nn.Module):
         return F.pad(self.r, (0, 1), value=-math.inf)[:, back], back
 
     def _parts(self, n: int, length: int) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor]]:
-        """Some of n examples and sites i at a time, and the sites j that they hear, beside what
+        """Some of n examples and positions i at a time, and the j that they hear, beside what
         `_distances` returns: so many that their scores stay in the processor's cache.
         """
         for first in range(0, length, 64):
             i = slice(first, min(first + 64, length))
             j = slice(max(0, first - self.context + 1), i.stop)
             r, back = self._distances(i, j)
-            some = max(1, 2**19 // r.numel())
-            for m in range(0, n, some):
-                yield slice(m, m + some), i, j, r, back
+            at_once = max(1, 2**19 // r.numel())
+            for m in range(0, n, at_once):
+                yield slice(m, m + at_once), i, j, r, back
 
     def extra_repr(self) -> str:
         names = "n_letters", "context", "n_known", "n_heads", "rank", "exact", "n_hidden"
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def scores(q: Tensor, k: Tensor, r: Tensor) -> Tensor:
+    """t_ij = q_i . k_j + r_{i-j} (batch, heads, i, j)."""
+    return (q @ k.mT).add_(r)
+
+
+def check_letters(letters: Tensor, n_letters: int, name: str = "letters") -> Tensor:
+    """letters, if they are whole numbers (batch, T) from 0 to n_letters - 1.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(letters, Tensor) or letters.ndim != 2:
+        got = tuple(letters.shape) if isinstance(letters, Tensor) else type(letters).__name__
+        raise ValueError(f"{name} must be a tensor of shape (batch, T), got {got}")
+    if letters.is_floating_point() or letters.is_complex() or letters.dtype == torch.bool:
+        raise ValueError(f"{name} must be whole numbers, got {letters.dtype}")
+    if letters.numel() and not (letters.min() >= 0 and letters.max() < n_letters):
+        got = f"{letters.min().item()} to {letters.max().item()}"
+        raise ValueError(f"{name} must be from 0 to {n_letters - 1}, got {got}")
+    return letters
 
 
 def known_letters(letters: Tensor, n_known: int, start: int) -> Tensor:
@@ -342,16 +376,19 @@ def causal_rule(
 ) -> tuple[Tensor, Gradients]:
     """The likelihood of texts, and its gradients in closed form: no autograd::
 
-        L          = -mean over letters of log p(s_i | s_<i)
-        dL/d(-e_i) = p(v | s_<i) - [v = s_i]                 posterior minus data, by letter
-        dL/dt_ij   = sum_v dL/d(-e_i(v)) rho_ij(v)            rho the share of j in the sum for v
+        L        = -1/n sum_i log p(s_i | s_<i)                over the n letters that count
+        d_i(v)   = dL/d(-e_i(v)) = 1/n ( p(v | s_<i) - [v = s_i] )
+        dL/dt_ij = sum_v d_i(v) w_ij(v) ,    w_ij(v) the share of j in the sum over j for v
 
-    (In the field form dL/dt_ij is attention's answer to U dL/de, as in `prediction_rule`.)
+    and in the field form dL/dt_ij is how attention answers g_i = sum_v d_i(v) U_v, as in
+    `prediction_rule`. Then q_i and k_j have sum_j dL/dt_ij k_j and sum_i dL/dt_ij q_i, k_j besides
+    what comes through U_v . k_j: a key is told by all sites that hear it, by no other stage.
 
     Args:
         network: whose parameters the gradients are of.
         letters: whole numbers (batch, T).
-        target: None or the letters themselves: what a site is, others may know.
+        target: None or the letters themselves. A site's own letter is not an input of its energy,
+            so there is nothing else that it could be told to be.
         sites: boolean (T,) or (batch, T), the letters that count; None for all.
         hidden, before: of the stages before, as for ``network.energies``.
 
@@ -359,40 +396,42 @@ def causal_rule(
         The loss in nats a letter, and the gradients by the names of the parameters.
 
     Raises:
-        ValueError: for letters that the network refuses, none at all, another target, or sites of
-            another form.
+        ValueError: for letters that the network refuses, none that count, another target, or sites
+            of another form.
     """
-    network._check(letters, hidden)
-    if letters.numel() == 0:
-        raise ValueError(f"letters must be at least one, got shape {tuple(letters.shape)}")
+    if not isinstance(network, CausalNetwork):
+        raise ValueError(f"network must be a CausalNetwork, got {type(network).__name__}")
+    network._check(letters, hidden, before)
     if not (target is None or target is letters or torch.equal(target, letters)):
         raise ValueError("target must be the letters themselves, or None")
     if sites is None:
         sites = torch.ones_like(letters, dtype=torch.bool)
-    if sites.dtype != torch.bool or sites.shape not in (letters.shape, letters.shape[1:]):
-        got = f"{sites.dtype} of shape {tuple(sites.shape)}"
+    is_mask = isinstance(sites, Tensor) and sites.dtype == torch.bool
+    if not is_mask or sites.shape not in (letters.shape, letters.shape[1:]):
+        got = f"{sites.dtype} {tuple(sites.shape)}" if isinstance(sites, Tensor) else sites
         raise ValueError(f"sites must be boolean of shape {tuple(letters.shape)}, got {got}")
     sites = sites.expand(letters.shape)
-    values, s = network._known(letters, hidden), letters.long()[..., None]
-    q, k, f = network._asked(values)
-    shown = network.form.show(k, network.U)
-    f = f - before
-    dq, dk, df = network._split(of_values := torch.zeros_like(values))
+    if not (n := int(sites.sum())):
+        raise ValueError("at least one letter must count, got none")
+    q, k, f = network._known(letters, hidden)
+    shown, f, s = network.form.show(k, network.U), f - before, letters.long()[..., None]
+    gradient = q.new_zeros(*letters.shape, 2 * network.n_heads * network.rank + network.n_letters)
+    dq, dk, df = network._split(gradient)  # views: what is put into them is in the gradient
     loss, dU, dr = 0.0, torch.zeros_like(network.U), F.pad(torch.zeros_like(network.r), (0, 1))
-    for m, i, j, r, back in network._parts(*letters.shape):
-        counts, heard = sites[m, i, None], [x[m, :, j] for x in shown]
-        t = (q[m, :, i] @ heard[0].mT).add_(r)
-        heads, kept = network.form.answer(t, network.U, *heard)
-        log_p = (f[m, i] + heads).log_softmax(-1)
-        loss = loss - (log_p.gather(-1, s[m, i]) * counts).sum()
-        d = log_p.exp().scatter_add_(-1, s[m, i], -torch.ones_like(log_p[..., :1])).mul_(counts)
-        dt, dk_j, dU_part = network.form.pull_back(d, network.U, *heard, kept=kept)
-        df[m, i], dq[m, :, i] = d, dt @ heard[0]
-        dk[m, :, j] += dk_j.add_(dt.mT @ q[m, :, i])
+    for some, i, j, r, back in network._parts(*letters.shape):
+        counts, (k_j, *others) = sites[some, i, None], [x[some, :, j] for x in shown]
+        t = scores(q[some, :, i], k_j, r)
+        heads, kept = network.form.answer(t, network.U, k_j, *others)
+        log_p = (f[some, i] + heads).log_softmax(-1)
+        loss = loss - (log_p.gather(-1, s[some, i]) * counts).sum()
+        data = -torch.ones_like(log_p[..., :1])
+        d = log_p.exp().scatter_add_(-1, s[some, i], data).mul_(counts)
+        dt, dk_j, dU_part = network.form.pull_back(d, network.U, k_j, *others, kept=kept)
+        df[some, i], dq[some, :, i] = d, dt @ k_j
+        dk[some, :, j] += dk_j.add_(dt.mT @ q[some, :, i])
         dr.index_add_(1, back.flatten(), dt.sum(0).flatten(1))
         dU += dU_part
-    gradients = network._gradients(letters, hidden, of_values) | {"U": dU, "r": dr[:, :-1]}
-    n = sites.sum()
+    gradients = network._gradients(letters, hidden, gradient) | {"U": dU, "r": dr[:, :-1]}
     return loss / n, {name: g / n for name, g in gradients.items()}
 
 
@@ -401,35 +440,40 @@ def generate(
     model, prompt: Tensor, n: int, temperature: float, generator: torch.Generator | None
 ) -> Tensor:
     """See `CausalNetwork.generate`; for any model with check, reach and energies."""
-    if not isinstance(n, int) or n < 0:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
         raise ValueError(f"n must be a whole number >= 0, got {n!r}")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature must be a finite number >= 0, got {temperature}")
-    one = isinstance(prompt, Tensor) and prompt.ndim == 1
-    if one and not prompt.numel():
-        prompt = prompt.long()  # torch makes an empty list floating point
-    text = model.check(prompt[None] if one else prompt, "prompt").long()
+    is_number = isinstance(temperature, (int, float))
+    if not (is_number and math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
+    if not isinstance(prompt, Tensor) or prompt.ndim not in (1, 2):
+        got = tuple(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
+        raise ValueError(f"prompt must be a tensor of shape (T,) or (batch, T), got {got}")
+    prompt = prompt if prompt.numel() else prompt.long()  # torch makes an empty list of floats
+    text = model.check(prompt if prompt.ndim == 2 else prompt[None], "prompt")
+    text = text.long()
     generator = generator or torch.Generator(text.device).manual_seed(0)
     for _ in range(n):
         recent = text[:, max(0, text.shape[1] - model.reach) :]
-        e = model.energies(F.pad(recent, (0, 1)))[:, -1]  # whatever the last letter is
+        e = model.energies(F.pad(recent, (0, 1)))[:, -1].double()  # whatever the last letter is
         if temperature == 0:
             letter = e.argmin(-1, keepdim=True)
         else:
+            e = e - e.amin(-1, keepdim=True)
             letter = (-e / temperature).softmax(-1).multinomial(1, generator=generator)
         text = torch.cat([text, letter], 1)
-    return text[0] if one else text
+    return text[0] if prompt.ndim == 1 else text
 
 
 class CausalCascade(nn.Module):
     """Causal networks one after the other: each hands on its energies, and hidden spins.
 
-    A stage is trained by `causal_rule` alone, by `StageRule`: nothing passes back to
-    the stages before. The energies of all stages add up, and stage t + 1 knows of each site the
-    hidden spin z_i = P[o_i], where o_i are the pooled keys of all heads of stage t.
+    A stage is trained by the causal rule alone (`StageRule`): nothing passes back to the stages
+    before. The energies of all stages add up, and stage t + 1 knows of each site the hidden spin
+    z_i = P[o_i], where o_i are the pooled keys of all heads of stage t. The cascade has the methods
+    of one network.
 
     Args:
-        stages: the networks, in turn; more by `add`.
+        stages: the networks, in turn; more by `add`. Without any there are no energies yet.
 
     Raises:
         ValueError: for a stage of another alphabet, or with other hidden spins than the stage
@@ -453,10 +497,15 @@ class CausalCascade(nn.Module):
     @property
     def reach(self) -> int:
         """On how many letters before it a letter can depend."""
-        return sum(stage.reach for stage in self.stages)
+        known = 0
+        for stage in self.stages:
+            known = stage.context - 1 + max(stage.n_known, known)
+        return known
 
     def add(self, stage: CausalNetwork) -> "CausalCascade":
         """Append a stage, when it is trained."""
+        if any(stage is one for one in self.stages):
+            raise ValueError("stage must be a network of its own, got one that is there already")
         letters = self.stages[0].n_letters if self.stages else stage.n_letters
         if (stage.n_letters, stage.n_hidden) != (letters, self.n_hidden):
             raise ValueError(
@@ -467,10 +516,13 @@ class CausalCascade(nn.Module):
         return self
 
     def check(self, letters: Tensor, name: str = "letters") -> Tensor:
+        """As `CausalNetwork.check`."""
+        if not self.stages:
+            raise ValueError("a cascade must have a stage before it knows any letters, got none")
         return self.stages[0].check(letters, name)
 
     def leaves(self, letters: Tensor) -> tuple[Tensor | None, Tensor | float]:
-        """What the stage to come is given: hidden spins, and energies."""
+        """What the stage to come is given: hidden spins, and energies; None and 0 for the first."""
         hidden, energies = None, 0.0
         for stage in self.stages:
             o = stage.pooled(letters, hidden).flatten(2)
@@ -480,7 +532,9 @@ class CausalCascade(nn.Module):
 
     def energies(self, letters: Tensor) -> Tensor:
         """The sum of the stages' e_i(v): (batch, T, n_letters)."""
-        return self.leaves(letters)[1]
+        self.check(letters)
+        *before, last = self.stages
+        return last.energies(letters, *CausalCascade(*before).leaves(letters))
 
     def log_conditionals(self, letters: Tensor) -> Tensor:
         """As `CausalNetwork.log_conditionals`."""
@@ -506,6 +560,9 @@ class StageRule:
     """`causal_rule` for the stage that comes after a cascade's, which stay as they are."""
 
     cascade: CausalCascade
+
+    def __repr__(self) -> str:
+        return f"StageRule({self.cascade!r}, {fingerprint(self.cascade)})"
 
     def __call__(
         self,

@@ -63,6 +63,8 @@ class AttractorChain(nn.Module):
         return run(self.network.update, x, n_steps, clamped=~hidden)
 
     def forward(self, images: Tensor, n_steps: int = 1, hidden: Tensor | None = None) -> Tensor:
-        """Images after n_steps; arguments as for `run`. Patches that are given stay as they are."""
+        """Images after n_steps; arguments as for `run`. Tokens that are given stay as they are, and
+        so do their patches as far as the embedding keeps them.
+        """
         with torch.no_grad():
             return self.embedding.decode(self.run(images, n_steps, hidden).final)

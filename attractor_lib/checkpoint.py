@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -24,6 +25,14 @@ def lasting_name(part: Callable, role: str) -> str:
             "define it with def, or give it a __repr__"
         )
     return name
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """Eight digits that tell a module's parameters from others."""
+    digest = sha256()
+    for name, values in module.state_dict().items():
+        digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def state_of(part):

@@ -28,8 +28,8 @@ class PatchEmbedding:
         channels: 1 for images (batch, height, width), or more for (batch, channels, height, width).
         components: in place of n_frequencies, C of each site: (N, c, P), orthonormal rows.
 
-    Sites run row by row over the patches, components channel by channel, then row by row over a
-    patch's pixels, or from low frequency to high.
+    Sites run row by row over the patches. Components run channel by channel, in each row by row
+    over a patch's pixels; or from low frequency to high, the channels of each side by side.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class PatchEmbedding:
 
     def _check(self, components: Tensor) -> Tensor:
         n, p = self.n_sites, self.n_pixels
+        if not isinstance(components, Tensor):
+            raise ValueError(f"components must be a tensor, got {type(components).__name__}")
         if self.n_frequencies is not None:
             raise ValueError("n_frequencies must be None where components are given")
         if components.ndim != 3 or (len(components), components.shape[2]) != (n, p):
@@ -87,8 +89,8 @@ class PatchEmbedding:
         """Of one image: (height, width), or (channels, height, width)."""
         return ((self.channels,) if self.channels > 1 else ()) + 2 * (self.image_size,)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (batch, *image_shape) with values in [0, 1] to tokens (batch, N, d)."""
+    def check(self, images: Tensor) -> Tensor:
+        """images, if they are (batch, *image_shape) with values in [0, 1]; else ValueError."""
         if not isinstance(images, Tensor):
             raise ValueError(
                 f"images must be a torch.Tensor, got {type(images).__name__}: torch.as_tensor "
@@ -108,6 +110,11 @@ class PatchEmbedding:
             raise ValueError(
                 f"images must have values in [0, 1], got [{images.min():.3g}, {images.max():.3g}]"
             )
+        return images
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (batch, *image_shape) with values in [0, 1] to tokens (batch, N, d)."""
+        self.check(images)
         u = 2 * self.patches(images) - 1
         if self.C is not None:
             u = self._in_frame(u, self.C.to(u).mT)
@@ -172,10 +179,12 @@ def principal_components(images: Tensor, embedding: PatchEmbedding, n: int) -> T
         n: how many, 1 to P.
 
     Raises:
-        ValueError: for n out of range.
+        ValueError: for n out of range, and for images that the embedding refuses, or none.
     """
-    if not 1 <= n <= embedding.n_pixels:
-        raise ValueError(f"n must be from 1 to {embedding.n_pixels}, got {n}")
+    if not isinstance(n, int) or not 1 <= n <= embedding.n_pixels:
+        raise ValueError(f"n must be a whole number from 1 to {embedding.n_pixels}, got {n!r}")
+    if not len(embedding.check(images)):
+        raise ValueError("images must be at least one, got none")
     u = (2 * embedding.patches(images) - 1).double()
     moments = torch.einsum("mia,mib->iab", u, u) / len(u)
     _, vectors = torch.linalg.eigh(moments)  # rising eigenvalues

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attractor_lib.causal import known_letters
+from attractor_lib.causal import check_letters, known_letters
 
 
 class MarkovSource:
@@ -39,15 +39,15 @@ class MarkovSource:
 
     def sample(self, n: int, length: int, generator: torch.Generator) -> Tensor:
         """Texts (n, length)."""
-        text = torch.full((n, self.order), self.n_letters)
-        for _ in range(length):
-            before = text[:, -self.order :].flip(-1).unbind(-1)
-            drawn = self.table[before].exp().multinomial(1, generator=generator)
-            text = torch.cat([text, drawn], 1)
+        text = torch.full((n, self.order + length), self.n_letters)
+        for t in range(self.order, self.order + length):
+            before = text[:, t - self.order : t].flip(-1).unbind(-1)
+            text[:, t] = self.table[before].exp().multinomial(1, generator=generator)[:, 0]
         return text[:, self.order :]
 
     def log_conditionals(self, letters: Tensor) -> Tensor:
         """The true ones, in float64."""
+        check_letters(letters, self.n_letters)
         return self.table[known_letters(letters, self.order, self.n_letters).unbind(-1)]
 
 
@@ -84,6 +84,7 @@ class CopySource:
 
     def log_conditionals(self, letters: Tensor) -> Tensor:
         """The true ones, in float64."""
+        check_letters(letters, self.n_letters)
         each = self.error / self.n_letters
         p = torch.full((*letters.shape, self.n_letters), each, dtype=torch.float64)
         p[:, self.lag :].scatter_(-1, letters[:, : -self.lag, None], 1 - self.error + each)

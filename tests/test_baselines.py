@@ -143,5 +143,14 @@ def test_ngrams_find_a_markov_chain():
         for log_p in (model.log_conditionals(letters), source.log_conditionals(letters))
     ]
     assert nats[1] < nats[0] < nats[1] + 0.01
-    with pytest.raises(ValueError, match="n must be a whole number >= 1"):
-        NGram(letters[0], 0, 3)
+    for wrong, message in (
+        ((letters[0], 0, 3), "n must be a whole number >= 1"),
+        ((letters[0], 12, 65), "n must be smaller for 65 letters, got 12"),
+        ((letters[0], 2, 2), "text must be from 0 to 1, got 0 to 2"),
+        ((letters[0, :0], 2, 3), "text must hold at least one letter"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NGram(*wrong)
+    for told in (model, source, CausalStack(3, 100)):
+        with pytest.raises(ValueError, match="letters must be from 0 to 2, got 3 to 3"):
+            told.log_conditionals(torch.tensor([[3]]))

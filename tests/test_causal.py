@@ -297,8 +297,8 @@ def test_refuses_sizes(sizes, message):
 @pytest.mark.parametrize(
     "letters, message",
     [
-        (torch.tensor([0, 1]), r"letters must have shape \(batch, T\), got \(2,\)"),
-        ([[0, 1]], r"letters must have shape \(batch, T\), got list"),
+        (torch.tensor([0, 1]), r"letters must be a tensor of shape \(batch, T\), got \(2,\)"),
+        ([[0, 1]], r"letters must be a tensor of shape \(batch, T\), got list"),
         (torch.tensor([[0.0, 1.0]]), "letters must be whole numbers, got torch.float32"),
         (torch.tensor([[True]]), "letters must be whole numbers, got torch.bool"),
         (torch.tensor([[0, 3]]), "letters must be from 0 to 2, got 0 to 3"),
@@ -319,6 +319,10 @@ def test_refuses_letters(letters, message):
         ({"n": -1}, "n must be a whole number >= 0, got -1"),
         ({"prompt": torch.tensor([3])}, "prompt must be from 0 to 2, got 3 to 3"),
         ({"prompt": torch.tensor([0.5])}, "prompt must be whole numbers, got torch.float32"),
+        ({"prompt": "abc"}, r"prompt must be a tensor of shape \(T,\) or \(batch, T\), got str"),
+        ({"prompt": torch.tensor(1)}, r"or \(batch, T\), got \(\)"),
+        ({"temperature": "1"}, "temperature must be a finite number >= 0, got '1'"),
+        ({"n": True}, "n must be a whole number >= 0, got True"),
     ],
 )
 def test_refuses_what_cannot_be_generated(arguments, message):
@@ -331,16 +335,73 @@ def test_refuses_examples_that_the_rule_cannot_have():
     for wrong, message in (
         ({"target": (letters + 1) % V}, "target must be the letters themselves"),
         ({"sites": torch.ones(2, 4)}, "sites must be boolean of shape"),
-        ({"hidden": torch.zeros(2, 4, 1).double()}, "hidden must have shape None"),
+        ({"sites": torch.zeros(2, 4).bool()}, "at least one letter must count"),
+        ({"sites": [True] * 4}, "sites must be boolean of shape"),
+        ({"hidden": torch.zeros(2, 4, 1).double()}, "hidden must be None, as n_hidden is 0"),
+        (
+            {"before": torch.zeros(2, 4).double()},
+            r"before must be torch.float64 of shape \(2, 4, 3\)",
+        ),
+        ({"before": torch.full((2, 4, 3), math.nan).double()}, "before must be finite"),
     ):
         with pytest.raises(ValueError, match=message):
             causal_rule(network, letters, **wrong)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least one letter must count"):
         causal_rule(network, letters[:, :0])
+    with pytest.raises(ValueError, match="network must be a CausalNetwork, got CausalCascade"):
+        causal_rule(cascade(), letters)
+    with pytest.raises(ValueError, match=r"hidden must have shape \(2, 4, 1\), got None"):
+        made(n_hidden=1).energies(letters)
+    with pytest.raises(ValueError, match="hidden must be torch.float64 .* got torch.float32"):
+        made(n_hidden=1).energies(letters, torch.zeros(2, 4, 1))
     with pytest.raises(ValueError, match="hidden must be finite"):
         made(n_hidden=1).energies(letters, torch.full((2, 4, 1), math.nan).double())
     with pytest.raises(ValueError, match="n_letters=3 and n_hidden=6, got 3 and 5"):
         CausalCascade(made(), made(n_hidden=5))
+
+
+def test_a_stage_alone_does_not_write_and_a_cascade_without_stages_knows_nothing():
+    with pytest.raises(ValueError, match="in a CausalCascade alone"):
+        made(n_hidden=1).generate(torch.tensor([0]), 1)
+    for call in (CausalCascade().log_conditionals, CausalCascade().energies):
+        with pytest.raises(ValueError, match="must have a stage"):
+            call(texts(1, 2))
+    first = made(n_hidden=0, n_heads=1, rank=3)
+    stages = CausalCascade(first)
+    again = made(n_hidden=3, n_heads=1, rank=3)
+    stages.add(again)
+    with pytest.raises(ValueError, match="there already"):
+        stages.add(again)
+
+
+def test_a_cascade_reaches_as_far_as_it_says_and_no_farther():
+    whole, letters = cascade(), texts(50, 12)
+    seen = []
+    for back in range(1, 12):
+        other = letters.clone()
+        other[:, -1 - back] = (letters[:, -1 - back] + 1) % V
+        a, b = (whole.energies(x)[:, -1] for x in (letters, other))
+        seen.append(not torch.equal(a, b))
+    assert seen == [back <= whole.reach for back in range(1, 12)] and whole.reach == 7
+
+
+def test_a_rule_of_a_stage_tells_cascades_apart():
+    assert repr(StageRule(CausalCascade(made()))) == repr(StageRule(CausalCascade(made())))
+    assert repr(StageRule(CausalCascade(made()))) != repr(StageRule(CausalCascade(made(seed=2))))
+
+
+def test_the_exact_form_refuses_what_would_be_wrong():
+    """A heard letter that speaks for v by e^100, from a score 110 lower, is not lost silently."""
+    network = CausalNetwork(2, context=3, n_known=1, n_heads=1, rank=1, exact=True)
+    for p in network.parameters():
+        p.zero_()
+    network.K[0, 0], network.K[0, 1], network.U[1] = 1.0, 0.0, 80.0
+    network.r[0] = torch.tensor([110.0, 0.0, 0.0])
+    letters = torch.tensor([[0, 1, 0]])
+    exact = network.double().energies(letters)
+    with pytest.raises(FloatingPointError, match="too far apart for torch.float32"):
+        network.float().energies(letters)
+    assert abs((exact[0, 2, 0] - exact[0, 2, 1]).item()) < 1e-9
 
 
 @FORMS

@@ -190,14 +190,23 @@ def test_principal_components_keep_most_of_the_square():
 
 def test_refuses_components():
     whole, images = PatchEmbedding(8, 4), torch.rand(20, 8, 8)
-    for n in (0, 17):
-        with pytest.raises(ValueError, match=f"n must be from 1 to 16, got {n}"):
+    for n in (0, 17, 2.5):
+        with pytest.raises(ValueError, match=f"n must be a whole number from 1 to 16, got {n}"):
             principal_components(images, whole, n)
+    for wrong, message in (
+        (torch.rand(3, 3, 8, 8), r"images must have shape \(batch, 8, 8\)"),
+        (torch.rand(3, 12, 12), r"images must have shape \(batch, 8, 8\)"),
+        (255 * images, r"values in \[0, 1\]"),
+        (images[:0], "at least one, got none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            principal_components(wrong, whole, 3)
     components = principal_components(images, whole, 3)
     for given, message in (
         ({"components": components[:3]}, r"shape \(4, c, 16\), got \(3, 3, 16\)"),
         ({"components": 2 * components}, "orthonormal rows"),
         ({"components": components, "n_frequencies": 3}, "n_frequencies must be None"),
+        ({"components": components.numpy()}, "components must be a tensor, got ndarray"),
     ):
         with pytest.raises(ValueError, match=message):
             PatchEmbedding(8, 4, **given)

@@ -80,5 +80,15 @@ class Alphabet:
         return torch.tensor([self._numbers[letter] for letter in text], dtype=torch.long)
 
     def decode(self, numbers: Tensor) -> str:
-        """The text of numbers (T,)."""
-        return "".join(self.letters[n] for n in numbers.tolist())
+        """The text of numbers (T,).
+
+        Raises:
+            ValueError: for anything but whole numbers (T,) from 0 to the last letter's.
+        """
+        if not isinstance(numbers, Tensor) or numbers.ndim != 1:
+            got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
+            raise ValueError(f"numbers must be a tensor of shape (T,), got {got}")
+        if numbers.numel() and not 0 <= numbers.min() <= numbers.max() < len(self):
+            got = f"{numbers.min().item()} to {numbers.max().item()}"
+            raise ValueError(f"numbers must be from 0 to {len(self) - 1}, got {got}")
+        return "".join(self.letters[int(n)] for n in numbers.tolist())

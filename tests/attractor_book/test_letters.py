@@ -35,7 +35,7 @@ def task():
 def test_every_kind_learns_and_none_beats_the_source(task, entrant, least):
     config = TrainingConfig(epochs=3, batch_size=20, learning_rate=1.0, optimizer="AdamW")
     error = lambda model: task.nats(model, "left_out").mean().item()  # noqa: E731
-    uniform, limit = torch.tensor(8.0).log(), task.nats(task.text.source).mean()
+    uniform, limit = torch.tensor(8.0).log(), task.limit().mean()
     found = list(entrant.fit(task, config, error))
     assert [model.stages for model in found] == list(range(1, 1 + getattr(entrant, "n_stages", 1)))
     for fitted in found:
@@ -58,6 +58,17 @@ def test_each_letter_is_measured_once_with_a_past():
     told = nats(Counts(), letters, 10)
     assert len(told) == 95 and told.min() == 5 and told.max() == 9
     assert windows(letters, 10, 5).shape == (19, 10)
+
+
+def test_the_limit_is_that_of_the_same_letters_in_the_whole_text():
+    """A chain of order 2 needs no more than a piece has; a copy needs what lies before it."""
+    markov, copy = (Task(text(name, 500, 500), 16, 8) for name in ("markov 2", "copy"))
+    torch.testing.assert_close(markov.limit(), markov.nats(markov.text.source))
+    assert copy.limit().shape == copy.nats(copy.text.source).shape
+    assert copy.limit()[30:].mean() < 0.8 < 2 < copy.nats(copy.text.source).mean()
+    assert Task(text("markov 2", 100, 100)._replace(source=None)).limit() is None
+    with pytest.raises(ValueError, match="context must be even, got 15"):
+        Task(text("copy", 100, 100), 15)
 
 
 def test_texts_are_the_same_each_time_and_test_letters_for_each_seed():

@@ -84,3 +84,11 @@ def test_letters_are_numbers_and_back():
     assert alphabet.decode(numbers) == "not to be" and alphabet.decode(alphabet.encode("")) == ""
     with pytest.raises(ValueError, match=r"letters must be among ' benort', got \['N', 'x'\]"):
         alphabet.encode("Not x")
+    for wrong, message in (
+        (torch.tensor([-1]), "from 0 to 6, got -1 to -1"),
+        (torch.tensor([7]), "from 0 to 6, got 7 to 7"),
+        (torch.tensor([[1]]), r"shape \(T,\), got \(1, 1\)"),
+        ([1], r"shape \(T,\), got list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            alphabet.decode(wrong)
