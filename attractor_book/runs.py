@@ -57,7 +57,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "hidden 32x8, decay", 8, 1.0),
     *[(*HIDDEN, 0, "hidden 16x8, decay", epochs, 1.0) for epochs in (3, 6)],
     *[(*HIDDEN, 0, name, 15, 2.0) for name in ("stack 2 x 64", "block 64")],
-    (*HIDDEN, 0, "stack 4 x 64", 30, 1.0),
+    *[(*images, 0, "stack 4 x 64", 30, 1.0) for images in (HIDDEN, CLOTHES)],
     (*HIDDEN, 0, "stack 2 x 64", 120, 2.0),
     (*HIDDEN, 0, "looped 2 x 64", 30, 2.0),
     (*HIDDEN, 0, "block 32", 60, 4.0),
