@@ -331,5 +331,6 @@ def plot_laws(ax: Axes, frame: pd.DataFrame, fits: pd.DataFrame) -> Axes:
             line = fits.loc[family, "c"] * points["at"] ** -fits.loc[family, "a"]
             ax.plot(points["at"], line, color=COLOURS[family], linewidth=1)
     ax.set(xscale="log", yscale="log")
-    ax.yaxis.set_minor_formatter("")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter("")
     return ax

@@ -43,7 +43,7 @@ LOCAL = "tokens alone; tokens alone, afresh; hidden spins; hidden spins, afresh"
 CONTEST = {"n_train": 55000, "n_test": 10000}
 HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
 MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
-NOISY = ("hidden 16x8, decay", 8, 1.0), ("stack 2 x 64", 30, 2.0), ("block 64", 30, 2.0)
+NOISY = ("hidden 16x8", 8, 0.5), ("stack 2 x 64", 30, 1.0), ("block 64", 30, 1.0)
 CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning rate
     *[(*HIDDEN, seed, *entrant) for seed in (0, 1, 2) for entrant in MAIN],
     *[(*CLOTHES, 0, *entrant) for entrant in MAIN],
