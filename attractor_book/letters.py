@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from attractor_book.contenders import n_parameters
+from attractor_book.contest import watched
 from attractor_lib.baselines import CausalStack, NGram, likelihood
 from attractor_lib.causal import CausalCascade, CausalNetwork, StageRule, causal_rule
 from attractor_lib.corruption import no_corruption
 from attractor_lib.data import Alphabet, load_text
 from attractor_lib.sources import CopySource, MarkovSource
-from attractor_lib.trainer import TrainingConfig, train
+from attractor_lib.trainer import TrainingConfig
 
 SOURCES = {
     "markov 2": MarkovSource(8, 2),
@@ -116,7 +117,7 @@ class Task:
 
 
 class Fitted(NamedTuple):
-    """A model, its name for this many stages, and what its training took.
+    """A model, and what its training took.
 
     Attributes:
         model: has ``log_conditionals``.
@@ -129,18 +130,6 @@ class Fitted(NamedTuple):
     stages: int
     parameters: int
     curve: list[dict]
-
-
-def watched(model, rule, pieces: Tensor, config: TrainingConfig, error: Callable) -> list[dict]:
-    """The history of a training, with error() after each epoch."""
-    steps = len(pieces) // config.batch_size
-
-    def observe(_, step: int) -> dict | None:
-        return {"nats": error()} if step and step % steps == 0 else None
-
-    history = train(model, rule, pieces, no_corruption, config, observe=observe, report=None)
-    kept = "epoch", "loss", "seconds"
-    return [{**{n: record[n] for n in kept}, **record["observed"][-1]} for record in history]
 
 
 @dataclass(frozen=True)
@@ -164,7 +153,7 @@ class Stages:
 
     family = "stages"
 
-    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+    def fit(self, task: Task, config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
         cascade = CausalCascade()
         for t in range(self.n_stages):
             generator = torch.Generator().manual_seed(config.seed + 1000 * t)
@@ -177,7 +166,7 @@ class Stages:
                 weight_decay=self.weight_decay,
             )
             with_it = CausalCascade(*cascade.stages, stage)
-            curve = watched(stage, rule, task.pieces, own, partial(error, with_it))
+            curve = watched(stage, rule, task.pieces, no_corruption, own, partial(error, with_it))
             cascade = with_it
             yield Fitted(cascade, t + 1, n_parameters(cascade), curve)
 
@@ -193,7 +182,7 @@ class Blocks:
 
     family = "blocks"
 
-    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+    def fit(self, task: Task, config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
         sizes = task.n_letters, task.context, self.width, self.n_layers
         model = CausalStack(*sizes, dropout=self.dropout, seed=config.seed)
         own = replace(
@@ -206,7 +195,7 @@ class Blocks:
             model.train()
             return found
 
-        curve = watched(model, likelihood, task.pieces, own, measured)
+        curve = watched(model, likelihood, task.pieces, no_corruption, own, measured)
         yield Fitted(model.eval(), 1, n_parameters(model), curve)
 
 
@@ -219,7 +208,7 @@ class LogBilinear:
 
     family = "log-bilinear"
 
-    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+    def fit(self, task: Task, config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
         model = CausalNetwork(task.n_letters, 1, self.n_known, n_heads=1, rank=1)
         model.U.zero_()
         own = replace(
@@ -227,7 +216,7 @@ class LogBilinear:
             learning_rate=config.learning_rate * self.learning_rate,
             frozen=("U", "Q", "K", "r"),
         )
-        curve = watched(model, causal_rule, task.pieces, own, partial(error, model))
+        curve = watched(model, causal_rule, task.pieces, no_corruption, own, partial(error, model))
         yield Fitted(model, 1, model.W.numel() + model.bias.numel(), curve)
 
 
@@ -239,7 +228,7 @@ class Counted:
 
     family = "n-gram"
 
-    def fit(self, task: "Task", config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
+    def fit(self, task: Task, config: TrainingConfig, error: Callable) -> Iterator[Fitted]:
         model = NGram(task.text.train[0], self.n, task.n_letters)
         yield Fitted(model, 1, sum(int((c > 0).sum()) for _, c in model.tables), [])
 

@@ -91,7 +91,72 @@ class Exact:
         return (c @ G.mT).mul_(E), du @ U.transpose(0, 1), torch.einsum("mhjv,mhjr->vhr", du, k)
 
 
-class CausalNetwork(nn.Module):
+class CausalModel(nn.Module):
+    """What a network and a cascade have in common: all that follows from their ``energies``."""
+
+    def log_conditionals(self, letters: Tensor, *given, **named) -> Tensor:
+        """log p(letter t | those before), for each letter that it may be: (batch, T, n_letters).
+
+        Arguments are those of `energies`. The sum over t at the letters themselves is the log
+        probability of the whole text.
+        """
+        return (-self.energies(letters, *given, **named)).log_softmax(-1)
+
+    def update(self, letters: Tensor) -> Tensor:
+        """The letter of least energy at each site, given those before it: (batch, T).
+
+        After t updates the first t letters are the same for all texts, and stay.
+        """
+        return self.energies(letters).argmin(-1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The prompt and n letters more, each drawn given those before.
+
+        Args:
+            prompt: whole numbers (T,) or (batch, T); T may be 0.
+            n: >= 0.
+            temperature: letters have probabilities proportional to exp(-e_i / temperature); at 0
+                the likeliest is taken.
+            generator: on the network's device; without it, seed 0.
+
+        Returns:
+            (T + n,) or (batch, T + n).
+
+        Raises:
+            ValueError: for a prompt that is none, n or a temperature out of range, and for a
+                network with hidden spins, which a cascade has to give.
+        """
+        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+            raise ValueError(f"n must be a whole number >= 0, got {n!r}")
+        is_number = isinstance(temperature, (int, float))
+        if not (is_number and math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
+        if not isinstance(prompt, Tensor) or prompt.ndim not in (1, 2):
+            got = tuple(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
+            raise ValueError(f"prompt must be a tensor of shape (T,) or (batch, T), got {got}")
+        prompt = prompt if prompt.numel() else prompt.long()  # torch makes an empty list of floats
+        text = self.check(prompt if prompt.ndim == 2 else prompt[None], "prompt").long()
+        generator = generator or torch.Generator(text.device).manual_seed(0)
+        for _ in range(n):
+            recent = text[:, max(0, text.shape[1] - self.reach) :]
+            e = self.energies(F.pad(recent, (0, 1)))[:, -1].double()  # whatever the last letter is
+            if temperature == 0:
+                letter = e.argmin(-1, keepdim=True)
+            else:
+                e = e - e.amin(-1, keepdim=True)
+                letter = (-e / temperature).softmax(-1).multinomial(1, generator=generator)
+            text = torch.cat([text, letter], 1)
+        return text[0] if prompt.ndim == 1 else text
+
+
+class CausalNetwork(CausalModel):
     """Letters that each have a local energy, given those before (see the module).
 
     Args:
@@ -186,23 +251,6 @@ class CausalNetwork(nn.Module):
             minus_e[some, i] += self.form.answer(t, self.U, *(x[some, :, j] for x in shown))[0]
         return -minus_e
 
-    def log_conditionals(
-        self, letters: Tensor, hidden: Tensor | None = None, before: Tensor | float = 0.0
-    ) -> Tensor:
-        """log p(letter t | those before), for each letter that it may be: (batch, T, n_letters).
-
-        Arguments are those of `energies`. The sum over t at the letters themselves is the log
-        probability of the whole text.
-        """
-        return (-self.energies(letters, hidden, before)).log_softmax(-1)
-
-    def update(self, letters: Tensor) -> Tensor:
-        """The letter of least energy at each site, given those before it: (batch, T).
-
-        After t updates the first t letters are the same for all texts, and stay.
-        """
-        return self.energies(letters).argmin(-1)
-
     def attention(self, letters: Tensor, hidden: Tensor | None = None) -> Tensor:
         """softmax_j(t_ij) of letter i's site (batch, heads, T, T); index j = 0 is the start, j > 0
         the site of letter j - 1. In the exact form it is what j has before the letter is known.
@@ -222,33 +270,6 @@ class CausalNetwork(nn.Module):
             o[some, :, i] = scores(q[some, :, i], k_j, r).softmax(-1) @ k_j
         return o.transpose(1, 2)
 
-    def generate(
-        self,
-        prompt: Tensor,
-        n: int,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The prompt and n letters more, each drawn given those before.
-
-        Args:
-            prompt: whole numbers (T,) or (batch, T); T may be 0.
-            n: >= 0.
-            temperature: letters have probabilities proportional to exp(-e_i / temperature); at 0
-                the likeliest is taken.
-            generator: on the network's device; without it, seed 0.
-
-        Returns:
-            (T + n,) or (batch, T + n).
-
-        Raises:
-            ValueError: for a prompt that is none, n or a temperature out of range, and for a
-                network with hidden spins, which a cascade has to give.
-        """
-        if self.n_hidden:
-            raise ValueError("a network with hidden spins writes in a CausalCascade alone")
-        return generate(self, prompt, n, temperature, generator)
-
     @property
     def reach(self) -> int:
         """On how many letters before it a letter can depend, without hidden spins."""
@@ -258,7 +279,10 @@ class CausalNetwork(nn.Module):
         self.check(letters)
         shape = (*letters.shape, self.n_hidden)
         if hidden is None and self.n_hidden:
-            raise ValueError(f"hidden must have shape {shape}, got None")
+            raise ValueError(
+                f"hidden must have shape {shape}, got None: a CausalCascade has what the stage "
+                "before leaves"
+            )
         if hidden is not None and not self.n_hidden:
             raise ValueError("hidden must be None, as n_hidden is 0")
         given = {"hidden": (hidden, shape), "before": (before, (*letters.shape, self.n_letters))}
@@ -435,42 +459,12 @@ def causal_rule(
     return loss / n, {name: g / n for name, g in gradients.items()}
 
 
-@torch.no_grad()
-def generate(
-    model, prompt: Tensor, n: int, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    """See `CausalNetwork.generate`; for any model with check, reach and energies."""
-    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
-        raise ValueError(f"n must be a whole number >= 0, got {n!r}")
-    is_number = isinstance(temperature, (int, float))
-    if not (is_number and math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
-    if not isinstance(prompt, Tensor) or prompt.ndim not in (1, 2):
-        got = tuple(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
-        raise ValueError(f"prompt must be a tensor of shape (T,) or (batch, T), got {got}")
-    prompt = prompt if prompt.numel() else prompt.long()  # torch makes an empty list of floats
-    text = model.check(prompt if prompt.ndim == 2 else prompt[None], "prompt")
-    text = text.long()
-    generator = generator or torch.Generator(text.device).manual_seed(0)
-    for _ in range(n):
-        recent = text[:, max(0, text.shape[1] - model.reach) :]
-        e = model.energies(F.pad(recent, (0, 1)))[:, -1].double()  # whatever the last letter is
-        if temperature == 0:
-            letter = e.argmin(-1, keepdim=True)
-        else:
-            e = e - e.amin(-1, keepdim=True)
-            letter = (-e / temperature).softmax(-1).multinomial(1, generator=generator)
-        text = torch.cat([text, letter], 1)
-    return text[0] if prompt.ndim == 1 else text
-
-
-class CausalCascade(nn.Module):
+class CausalCascade(CausalModel):
     """Causal networks one after the other: each hands on its energies, and hidden spins.
 
     A stage is trained by the causal rule alone (`StageRule`): nothing passes back to the stages
     before. The energies of all stages add up, and stage t + 1 knows of each site the hidden spin
-    z_i = P[o_i], where o_i are the pooled keys of all heads of stage t. The cascade has the methods
-    of one network.
+    z_i = P[o_i], where o_i are the pooled keys of all heads of stage t.
 
     Args:
         stages: the networks, in turn; more by `add`. Without any there are no energies yet.
@@ -535,24 +529,6 @@ class CausalCascade(nn.Module):
         self.check(letters)
         *before, last = self.stages
         return last.energies(letters, *CausalCascade(*before).leaves(letters))
-
-    def log_conditionals(self, letters: Tensor) -> Tensor:
-        """As `CausalNetwork.log_conditionals`."""
-        return (-self.energies(letters)).log_softmax(-1)
-
-    def update(self, letters: Tensor) -> Tensor:
-        """As `CausalNetwork.update`."""
-        return self.energies(letters).argmin(-1)
-
-    def generate(
-        self,
-        prompt: Tensor,
-        n: int,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """As `CausalNetwork.generate`."""
-        return generate(self, prompt, n, temperature, generator)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from conftest import BATCH, HEADS, RANK, D, N, random_network, random_states, ra
 from torch.nn import functional as F
 
 from attractor_lib.cascade import AfterStages, Cascade, start_from
-from attractor_lib.corruption import HideTokens, mean_token
+from attractor_lib.corruption import HideTokens, mean_token, no_corruption
 from attractor_lib.couplings import SharedFactors
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -117,3 +117,14 @@ def test_refuses_what_does_not_fit(add, message):
     cascade = Cascade(hidden=True).add(stage(0))
     with pytest.raises(ValueError, match=message):
         add(cascade)
+
+
+def test_a_corruption_tells_cascades_apart():
+    """So a checkpoint is refused after other stages, not gone on with."""
+
+    def made(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return Cascade().add(AttractorNetwork(4, 5, generator=generator))
+
+    same, other = (repr(AfterStages(made(seed), no_corruption)) for seed in (0, 1))
+    assert repr(AfterStages(made(0), no_corruption)) == same != other

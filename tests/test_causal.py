@@ -361,7 +361,7 @@ def test_refuses_examples_that_the_rule_cannot_have():
 
 
 def test_a_stage_alone_does_not_write_and_a_cascade_without_stages_knows_nothing():
-    with pytest.raises(ValueError, match="in a CausalCascade alone"):
+    with pytest.raises(ValueError, match="hidden must have shape .* got None: a CausalCascade has"):
         made(n_hidden=1).generate(torch.tensor([0]), 1)
     for call in (CausalCascade().log_conditionals, CausalCascade().energies):
         with pytest.raises(ValueError, match="must have a stage"):

@@ -42,7 +42,7 @@ def test_every_kind_learns_and_none_beats_the_source(task, entrant, least):
         reached = task.nats(fitted.model).mean()
         assert limit < reached < uniform - least * (uniform - limit)
         for record in fitted.curve[-1:]:
-            assert record["nats"] == error(fitted.model) and record["epoch"] == 3
+            assert record["error"] == error(fitted.model) and record["epoch"] == 3
     parameters = [fitted.parameters for fitted in found]
     assert parameters == sorted(parameters) and parameters[0] > 0
 
