@@ -43,7 +43,13 @@ LOCAL = "tokens alone; tokens alone, afresh; hidden spins; hidden spins, afresh"
 CONTEST = {"n_train": 55000, "n_test": 10000}
 HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
 MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
-NOISY = ("hidden 16x8", 8, 0.5), ("stack 2 x 64", 30, 1.0), ("block 64", 30, 1.0)
+NOISY = ("hidden 16x8, decay", 8, 0.5), ("stack 2 x 64", 30, 2.0), ("block 64", 30, 2.0)
+NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
+    ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
+    ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0)),
+    ("hidden 16x8", "hidden16x8", 4, (0.25, 0.5)),
+    ("hidden 16x8, decay", "hidden16x8-decay", 4, (0.25, 0.5, 1.0)),
+)
 CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning rate
     *[(*HIDDEN, seed, *entrant) for seed in (0, 1, 2) for entrant in MAIN],
     *[(*CLOTHES, 0, *entrant) for entrant in MAIN],
@@ -75,6 +81,21 @@ RUNS = [  # chapter, name of the run, parameters
             ("dear", DEAR, (0.25, 0.5, 1.0)),
             ("single", SINGLE, (0.25, 0.5, 1.0, 2.0, 4.0)),
         )
+        for factor in factors
+    ],
+    *[
+        (
+            "19_verdict",
+            f"noise-rate-x{factor}-{name}",
+            {
+                "task": "noise",
+                "n_train": 20000,
+                "epochs": epochs,
+                "lr_factor": factor,
+                "only": only,
+            },
+        )
+        for only, name, epochs, factors in NOISE_RATES
         for factor in factors
     ],
     *[  # as many steps as 55,000 images have in 15 epochs, or in 3 of a stage
