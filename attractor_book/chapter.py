@@ -37,6 +37,7 @@ def image_tokens(
     n_validation: int = 0,
     patch_size: int = 7,
     n_frequencies: int | None = None,
+    side: int | None = None,
 ) -> ImageTokens:
     """Embedding, train tokens, and the tokens and images to measure on.
 
@@ -47,12 +48,16 @@ def image_tokens(
         n_validation: the last so many train images are left out of training and measured on in
             place of the test images; 0 for none.
         patch_size, n_frequencies: of the `PatchEmbedding`.
+        side: of the square in the middle of each image that is used [pixels], all if None.
 
     Raises:
         ValueError: for one validation image, of which no spread can be told.
     """
     require(n_validation != 1, f"n_validation must be 0 or at least 2, got {n_validation}")
     train, test = (load_images(name, split).to(device) for split in ("train", "test"))
+    if side is not None:
+        cut = (train.shape[-1] - side) // 2
+        train, test = (x[..., cut : cut + side, cut : cut + side] for x in (train, test))
     if n_validation:
         train, test = train[:-n_validation], train[-n_validation:]
     channels = train.shape[1] if train.ndim == 4 else 1

@@ -43,7 +43,7 @@ LOCAL = "tokens alone; tokens alone, afresh; hidden spins; hidden spins, afresh"
 CONTEST = {"n_train": 55000, "n_test": 10000}
 HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
 MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
-NOISY = ("hidden 16x8, decay", 8, 0.5), ("stack 2 x 64", 30, 2.0), ("block 64", 30, 2.0)
+NOISY = ("hidden 16x8, decay", 8, 0.5), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
 NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
     ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
     ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0)),

@@ -101,7 +101,8 @@ class AddNoise:
     def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images = self.embedding.decode(tokens)
         draw = {"generator": generator, "device": tokens.device, "dtype": tokens.dtype}
-        sigma = self.low + (self.high - self.low) * torch.rand((len(images), 1, 1), **draw)
+        each = len(images), *[1] * (images.ndim - 1)  # three colours have one sigma
+        sigma = self.low + (self.high - self.low) * torch.rand(each, **draw)
         noisy = (images + sigma * torch.randn(images.shape, **draw)).clamp(0, 1)
         return self.embedding.encode(noisy), _all_sites(tokens)
 
