@@ -69,6 +69,8 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "block 32", 60, 4.0),
     (*HIDDEN, 0, "block 128", 30, 1.0),
 ]
+GREY = {"n_train": 20000, "epochs": 5, "n_test": 2000, "n_steps": 200}
+COLOUR = {**GREY, "data": "CIFAR10-JPEG", "patch_size": 4, "n_test": 1000, "n_steps": 100}
 RUNS = [  # chapter, name of the run, parameters
     *[
         (
@@ -132,6 +134,23 @@ RUNS = [  # chapter, name of the run, parameters
             },
         )
         for data, task, seed, name, epochs, factor in CONVERGED
+    ],
+    *[
+        ("21_other_images", f"{data}-seed{seed}", {**GREY, "data": data, "seed": seed})
+        for data in ("MNIST", "FashionMNIST")
+        for seed in (0, 1, 2)
+    ],
+    *[
+        (
+            "21_other_images",
+            f"{name}-seed{seed}",
+            {**COLOUR, "measured": measured, "side": side, "costs": not side, "seed": seed},
+        )
+        for seed in (0, 1, 2)
+        for name, side, measured in (
+            ("colour", 0, "hidden; noise; clean"),
+            *((f"colour-{side}", side, "hidden") for side in (8, 16, 24)),
+        )
     ],
     *[
         (

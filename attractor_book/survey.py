@@ -31,7 +31,6 @@ MODELS = {
     BLOCK: CONTENDERS["transformer block 64"],
     "4 heads of rank 8": CONTENDERS["attractor 4x8"],
     "8 heads": CONTENDERS["attractor 8x16"],
-    "bare attention 128": CONTENDERS["bare attention 128"],
     "block 32": CONTENDERS["transformer block 32"],
     "block 128": CONTENDERS["transformer block 128"],
 }
@@ -48,6 +47,7 @@ class Survey:
         epochs: passes over them for every model.
         seed: of initial parameters, order of examples, corruption.
         n_steps: length of a run [updates].
+        costs: with all models of `MODELS` on hidden tokens, not those of `MAIN` alone.
         report: told what has been trained.
     """
 
@@ -55,6 +55,7 @@ class Survey:
     epochs: int
     seed: int
     n_steps: int
+    costs: bool = False
     report: Callable[[str], None] = print
 
     @property
@@ -85,8 +86,8 @@ class Survey:
         """Of each test image after 0 ... n_steps updates: (n_steps + 1, n)."""
         return restoration_error(update, self.images.test, corrupt, self.images.embedding, n_steps)
 
-    def hidden(self, only=tuple(MODELS)) -> Iterator[dict]:
-        """Chapter 4: what is hidden is filled in, by all models of `MODELS` that are named."""
+    def hidden(self) -> Iterator[dict]:
+        """Chapter 4: what is hidden is filled in."""
         clean, N = clean_moments(self.tokens, self.fill), self.n_sites
         levels = {k: HideTokens(k, self.fill) for k in (1, N // 4, N // 2)}
         linear = {k: with_hidden(clean, k).solve(ridge=1e-5) for k in levels}
@@ -97,9 +98,9 @@ class Survey:
                 "level": k,
                 **mean(self.errors(linear[k].update, corrupt)[1]),
             }
-        yield from self._compared(levels, levels[N // 4], only)
+        yield from self._compared(levels, levels[N // 4], tuple(MODELS) if self.costs else MAIN)
 
-    def noise(self, only=MAIN) -> Iterator[dict]:
+    def noise(self) -> Iterator[dict]:
         """Chapter 5: noise is taken off, and what gamma does for one full head."""
         embedding = self.images.embedding
         levels = {s: AddNoise(s, s, embedding) for s in (0.1, 0.4, 1.0)}
@@ -108,7 +109,7 @@ class Survey:
         linear = sampled_moments(self.tokens, corrupt, generator).solve(ridge=1e-5)
         for s, noisy in levels.items():
             yield {"model": REGRESSION, "level": s, **mean(self.errors(linear.update, noisy)[1])}
-        yield from self._compared(levels, corrupt, only)
+        yield from self._compared(levels, corrupt, MAIN)
 
     def _compared(self, levels: dict, corrupt: Callable, only) -> Iterator[dict]:
         """Rows of the errors of models trained on what `corrupt` leaves, and of their costs."""
