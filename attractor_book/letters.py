@@ -1,10 +1,11 @@
-"""Models of text: who takes part, how each is trained, and what it is measured by (notebook
-20_causal_network).
+"""Models of text: who takes part, how each is trained, and what it is measured by (notebooks
+20_causal_network and 22_shakespeare).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pydoc_data.topics import topics
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ SOURCES = {
     "markov 3": MarkovSource(8, 3),
     "copy": CopySource(8, 24, 0.1),
 }
-TEXTS = (*SOURCES, "tinyshakespeare")
+TEXTS = (*SOURCES, "python", "tinyshakespeare")
 
 
 class Text(NamedTuple):
@@ -53,11 +54,27 @@ def text(name: str, n_train: int, n_test: int, seed: int = 0) -> Text:
             for n, s in ((n_train, seed), (n_test, 1_000_001), (n_test, 1_000_002))
         ]
         return Text(*parts, source.n_letters, source)
-    letters = load_text(name, "train")
+    letters, others = (language(name, split) for split in ("train", "test"))
     alphabet = Alphabet(letters)
-    numbers, test = alphabet.encode(letters), alphabet.encode(load_text(name, "test"))
+    numbers, test = alphabet.encode(letters), alphabet.encode(kept(others, alphabet))
     parts = numbers[:-n_test][:n_train], numbers[-n_test:], test[:n_test]
     return Text(*(part[None] for part in parts), len(alphabet), alphabet=alphabet)
+
+
+def language(name: str, split: str) -> str:
+    """A text in a natural language: "python" is the language reference that comes with Python,
+    which needs no network; its first 90% are to train on.
+    """
+    if name != "python":
+        return load_text(name, split)
+    whole = "\n".join(topics.values())
+    first = len(whole) * 9 // 10
+    return whole[:first] if split == "train" else whole[first:]
+
+
+def kept(letters: str, alphabet: Alphabet) -> str:
+    """Without the letters that an alphabet does not have."""
+    return "".join(letter for letter in letters if letter in alphabet.letters)
 
 
 def windows(letters: Tensor, length: int, stride: int) -> Tensor:
@@ -72,6 +89,43 @@ def nats(model, letters: Tensor, context: int) -> Tensor:
     pieces = windows(letters, context, half).split(64)
     log_p = (model.log_conditionals(p).gather(-1, p[..., None])[:, half:, 0] for p in pieces)
     return -torch.cat([values.flatten().double() for values in log_p])
+
+
+def remembered(model, passages: Tensor, n_steps: int) -> list[float]:
+    """The share of letters as at the start after 0 ... n_steps updates of all at once."""
+    state, shares = passages, [1.0]
+    for _ in range(n_steps):
+        state = model.update(state)
+        shares.append((state == passages).double().mean().item())
+    return shares
+
+
+@torch.no_grad()
+def heard(network: CausalNetwork, passages: Tensor) -> Iterator[dict]:
+    """What the heads of a first stage hear at the last letter of each passage: attention by
+    distance, its part on letters equal to the one that comes, and the part of such letters.
+    """
+    a = network.attention(passages)[:, :, -1, 1:]  # without the start
+    equal = (passages[:, :-1] == passages[:, -1:]).double()
+    by_distance = a.mean(0).flip(-1)
+    on_equal = torch.einsum("mhj,mj->h", a.double(), equal) / a.double().sum((0, 2))
+    for h in range(network.n_heads):
+        yield {
+            "head": h,
+            "by distance": by_distance[h].tolist(),
+            "on equal letters": on_equal[h].item(),
+            "equal letters": equal.mean().item(),
+        }
+
+
+def written(model, alphabet: Alphabet, prompts, temperatures, n: int, seed: int = 0):
+    """Rows of what a model writes after each prompt, at each temperature: n letters."""
+    for prompt in prompts:
+        for temperature in temperatures:
+            draw = torch.Generator().manual_seed(seed)
+            found = model.generate(alphabet.encode(prompt), n, temperature, draw)
+            rest = alphabet.decode(found)[len(prompt) :]
+            yield {"prompt": prompt, "temperature": temperature, "written": rest}
 
 
 @dataclass(frozen=True)
@@ -105,6 +159,26 @@ class Task:
     def nats(self, model, split: str = "test") -> Tensor:
         """Of each letter of a split, see `nats`."""
         return nats(model, getattr(self.text, split), self.context)
+
+    def passages(self, n: int, other: str | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Pieces (n, context) to run from: of the train and the test text, test pieces with a fifth
+        of their letters replaced, shuffled ones, and those of another text, by name.
+        """
+        draw, apart = torch.Generator().manual_seed(seed), (self.context, self.context)
+        test = windows(self.text.test, *apart)[:n]
+        wrong = torch.rand(test.shape, generator=draw) < 0.2
+        any_letter = torch.randint(self.n_letters, test.shape, generator=draw)
+        found = {
+            "train": windows(self.text.train, *apart)[:n],
+            "test": test,
+            "a fifth wrong": torch.where(wrong, any_letter, test),
+            "shuffled": test.gather(1, torch.rand(test.shape, generator=draw).argsort(1)),
+        }
+        if other:
+            alphabet = self.text.alphabet
+            letters = alphabet.encode(kept(language(other, "train"), alphabet))
+            found["another author"] = windows(letters[None], *apart)[:n]
+        return found
 
     def limit(self, split: str = "test") -> Tensor | None:
         """Of the same letters, of the source itself, which knows the whole text; None without."""

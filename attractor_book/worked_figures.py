@@ -1,9 +1,10 @@
-"""Figures that the reader works: precomputed arrays behind sliders, in plain HTML that needs no
-kernel and no network.
+"""Figures that the reader works: precomputed arrays behind sliders, and texts behind lists, in
+plain HTML that needs no kernel and no network.
 """
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,10 +151,8 @@ class WorkedFigure:
             "images": [{k: i[k] for k in ("shape", "columns", "width", "height")} for i in images],
             "curves": [{k: line[k] for k in ("shape", "values")} for line in lines],
         }
-        template = Environment(autoescape=True).from_string(
-            files("attractor_book").joinpath("worked_figure.html").read_text()
-        )
-        return template.render(
+        return rendered(
+            "worked_figure.html",
             name=self.name,
             alt=self.alt,
             ylabel=self.ylabel,
@@ -170,6 +169,67 @@ class WorkedFigure:
             curves=lines,
             data=data,
         )
+
+
+@dataclass(frozen=True, repr=False)
+class WorkedText:
+    """Texts on a grid of choices, of which the reader sees one.
+
+    In a notebook or book the object shows itself; without JavaScript, and in print, the first.
+
+    Args:
+        name: its id, unique on the page: letters, digits and hyphens, a letter first.
+        controls: label -> values, each a list to choose from.
+        texts: (a value of each control) -> what was given, and what comes after it; one for each
+            combination.
+        alt: what it is, for those who do not see it. Plain text.
+        start: label -> position at which a list stands first; 0 if not given.
+
+    Raises:
+        ValueError: if a combination has no text, or there are texts of others.
+    """
+
+    name: str
+    controls: Mapping[str, Sequence]
+    texts: Mapping[tuple, tuple[str, str]]
+    alt: str
+    start: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if set(self.texts) != set(self.grid):
+            raise ValueError(
+                f"texts must be for all {len(self.grid)} combinations of the controls, got "
+                f"{len(self.texts)}, of which {len(set(self.texts) - set(self.grid))} are none"
+            )
+
+    @property
+    def grid(self) -> list[tuple]:
+        return list(itertools.product(*self.controls.values()))
+
+    def __repr__(self) -> str:
+        controls = "; ".join(f"{label}: {len(v)}" for label, v in self.controls.items())
+        return f"WorkedText {self.name}, {controls}"
+
+    def _repr_html_(self) -> str:
+        texts = [list(self.texts[key]) for key in self.grid]
+        start = {label: self.start.get(label, 0) for label in self.controls}
+        first = np.ravel_multi_index(list(start.values()), [len(v) for v in self.controls.values()])
+        return rendered(
+            "worked_text.html",
+            name=self.name,
+            alt=self.alt,
+            controls=[(label, list(map(text, values))) for label, values in self.controls.items()],
+            start=start,
+            first=texts[first],
+            lines=max("".join(t).count("\n") for t in texts) + 1,
+            data={"sizes": [len(v) for v in self.controls.values()], "texts": texts},
+        )
+
+
+def rendered(template: str, **values) -> str:
+    """A template of this package, with values put in."""
+    source = files("attractor_book").joinpath(template).read_text()
+    return Environment(autoescape=True).from_string(source).render(**values)
 
 
 def text(value) -> str:

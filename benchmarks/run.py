@@ -10,6 +10,7 @@ scaling    time and memory against batch, sites, components and heads
 costs      parameters, operations and training time of the models in `attractor_book.contenders`
 verdict    the same of the models in `attractor_book.contest`
 letters    the causal network of letters: probabilities and rule
+shakespeare  what the models of letters cost: operations and training time
 processes  a training step of several processes against one
 
 A number is the median over rounds in which all take turns, and in brackets from where to where half
@@ -41,6 +42,7 @@ BENCHMARKS = [
     "costs",
     "verdict",
     "letters",
+    "shakespeare",
     "processes",
 ]
 WITH_BEFORE = {"steps", "tokens", "small"}

@@ -11,6 +11,7 @@ import measure
 import pytest
 import run
 import scaling
+import shakespeare
 import small
 import steps
 import tokens
@@ -38,6 +39,7 @@ def rows_of_tokens(device, batch, **sizes):
         (epochs.rows, {"n_steps": 2, "rounds": 1}),
         (costs.rows, {"rounds": 1, "sizes": [(4, 9)]}),
         (letters.rows, {"rounds": 1, "sizes": [(2, 5)]}),
+        (shakespeare.rows, {"rounds": 1, "context": 6}),
         (verdict.rows, {"rounds": 1, "tasks": [("hidden", 4, 9), ("noise", 4, 9)]}),
     ],
 )

@@ -10,10 +10,16 @@ from attractor_book.letters import (
     LogBilinear,
     Stages,
     Task,
+    heard,
+    kept,
+    language,
     nats,
+    remembered,
     text,
     windows,
+    written,
 )
+from attractor_lib.data import Alphabet
 from attractor_lib.trainer import TrainingConfig
 
 
@@ -85,3 +91,61 @@ def test_shakespeare_is_split_in_order(monkeypatch):
     found = text("tinyshakespeare", 5, 3)
     decoded = [found.alphabet.decode(part[0]) for part in found[:3]]
     assert decoded == ["abcde", "hij", "jih"] and found.n_letters == 10
+
+
+@pytest.fixture(scope="module")
+def read():
+    """A text in a natural language, and a model that has seen a little of it."""
+    task = Task(text("python", 4000, 2000), context=16, stride=16)
+    config = TrainingConfig(epochs=1, batch_size=20, learning_rate=1.0, optimizer="AdamW")
+    (fitted,) = Stages(2, 3, 2, 1, 3e-2, 0.0).fit(task, config, lambda model: 0.0)
+    return task, fitted.model
+
+
+def test_letters_that_an_alphabet_lacks_are_left_out():
+    alphabet = Alphabet("ab")
+    assert kept("a cab", alphabet) == "aab"
+    train, test = (language("python", split) for split in ("train", "test"))
+    assert abs(len(train) - 9 * len(test)) < 10 and "import" in train
+
+
+def test_passages_are_of_one_size_and_differ_as_they_say(read):
+    task, _ = read
+    passages = task.passages(30, other="python")
+    assert {some.shape for some in passages.values()} == {(30, 16)}
+    wrong = (passages["a fifth wrong"] != passages["test"]).double().mean()
+    assert 0.1 < wrong < 0.25
+    torch.testing.assert_close(passages["shuffled"].sort().values, passages["test"].sort().values)
+
+
+def test_a_passage_is_remembered_as_the_updates_leave_it(read):
+    task, model = read
+    some = task.passages(5)["test"]
+    shares = remembered(model, some, 2)
+    twice = model.update(model.update(some))
+    assert shares[0] == 1 and shares[2] == (twice == some).double().mean()
+
+
+def test_what_a_head_hears_adds_up(read):
+    task, model = read
+    some = task.passages(20)["test"]
+    for row in heard(model.stages[0], some):
+        assert 0 < sum(row["by distance"]) < 1  # the start has the rest
+        assert 0 <= row["on equal letters"] <= 1
+    alike = torch.full((3, 16), 2)
+    assert all(row["on equal letters"] > 1 - 1e-6 for row in heard(model.stages[0], alike))
+
+
+def test_it_writes_on_from_a_prompt(read):
+    task, model = read
+    alphabet = task.text.alphabet
+    rows = list(written(model, alphabet, ["The ", "a"], [0, 1.0], 7))
+    assert [(r["prompt"], r["temperature"]) for r in rows] == [
+        ("The ", 0),
+        ("The ", 1.0),
+        ("a", 0),
+        ("a", 1.0),
+    ]
+    assert all(len(row["written"]) == 7 for row in rows)
+    expected = model.generate(alphabet.encode("The "), 7, 0)
+    assert rows[0]["written"] == alphabet.decode(expected)[4:]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attractor_book.worked_figures import WorkedFigure, scale
+from attractor_book.worked_figures import WorkedFigure, WorkedText, scale
 
 STARTS, GAMMAS, TIMES = ["a <7>", "a & b", "noise"], [0.0, 0.5], [0, 1, 2, 5, 10]
 HEIGHT, WIDTH = 4, 3
@@ -326,3 +326,31 @@ def test_without_scripts_it_is_a_still_that_says_so(browser, tmp_path):
         and page.locator(".worked-image svg").first.is_visible()
     )
     page.context.close()
+
+
+def worked_text(**changes):
+    """A text for each combination, with what HTML would take for its own."""
+    given = {
+        "name": "text-test",
+        "controls": {"begins": ["A: <b>", "B"], "temperature": [0, 0.5, 1]},
+        "texts": {(p, t): (p, f" & {t}\n</script>") for p in ["A: <b>", "B"] for t in [0, 0.5, 1]},
+        "alt": "What is written.",
+        "start": {"temperature": 2},
+    }
+    return WorkedText(**{**given, **changes})
+
+
+def test_a_text_shows_what_its_lists_stand_at():
+    html = worked_text()._repr_html_()
+    assert "<b>A: &lt;b&gt;</b> &amp; 1\n&lt;/script&gt;</pre>" in html
+    assert html.count("</script>") == 2 and html.count("<select>") == 2
+    assert html.count("<option") == 5 and 'value="2" selected>1' in html
+    found = re.search(r'<script type="application/json">(.*?)</script>', html).group(1)
+    assert json.loads(found)["texts"][4] == ["B", " & 0.5\n</script>"]
+    assert repr(worked_text()) == "WorkedText text-test, begins: 2; temperature: 3"
+
+
+def test_a_text_for_every_combination():
+    texts = {**worked_text().texts, ("C", 0): ("C", "")}
+    with pytest.raises(ValueError, match="all 6 combinations of the controls, got 7, of which 1"):
+        worked_text(texts=texts)
