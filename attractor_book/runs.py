@@ -71,6 +71,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
 ]
 GREY = {"n_train": 20000, "epochs": 5, "n_test": 2000, "n_steps": 200}
 COLOUR = {**GREY, "data": "CIFAR10-JPEG", "patch_size": 4, "n_test": 1000, "n_steps": 100}
+SEEN = "stages 4x8; log-bilinear 8; log-bilinear 24; 3-gram; 4-gram"
 RUNS = [  # chapter, name of the run, parameters
     *[
         (
@@ -134,6 +135,18 @@ RUNS = [  # chapter, name of the run, parameters
             },
         )
         for data, task, seed, name, epochs, factor in CONVERGED
+    ],
+    *[  # the sources of known entropy, by how many letters are seen
+        (
+            "20_causal_network",
+            f"{n // 1000}-thousand-letters-seed{seed}",
+            {
+                **{"texts": "markov 2; markov 3; copy", "n_train": n, "seed": seed},
+                **{"only": SEEN, "epochs": epochs},
+            },
+        )
+        for n, epochs, seeds in ((10000, 6, (0, 1, 2)), (100000, 3, (0, 1, 2)), (1000000, 1, (0,)))
+        for seed in seeds
     ],
     *[
         ("21_other_images", f"{data}-seed{seed}", {**GREY, "data": data, "seed": seed})

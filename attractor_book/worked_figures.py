@@ -208,7 +208,7 @@ class WorkedText:
 
     def __repr__(self) -> str:
         controls = "; ".join(f"{label}: {len(v)}" for label, v in self.controls.items())
-        return f"WorkedText {self.name}, {controls}"
+        return f"WorkedText {self.name}\n  controls  {controls}"
 
     def _repr_html_(self) -> str:
         texts = [list(self.texts[key]) for key in self.grid]

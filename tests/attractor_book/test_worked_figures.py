@@ -347,10 +347,25 @@ def test_a_text_shows_what_its_lists_stand_at():
     assert html.count("<option") == 5 and 'value="2" selected>1' in html
     found = re.search(r'<script type="application/json">(.*?)</script>', html).group(1)
     assert json.loads(found)["texts"][4] == ["B", " & 0.5\n</script>"]
-    assert repr(worked_text()) == "WorkedText text-test, begins: 2; temperature: 3"
+    assert repr(worked_text()) == "WorkedText text-test\n  controls  begins: 2; temperature: 3"
 
 
 def test_a_text_for_every_combination():
     texts = {**worked_text().texts, ("C", 0): ("C", "")}
     with pytest.raises(ValueError, match="all 6 combinations of the controls, got 7, of which 1"):
         worked_text(texts=texts)
+
+
+def test_a_text_follows_its_lists_in_a_browser(browser, tmp_path):
+    file = tmp_path / "text.html"
+    head = '<!doctype html><meta charset="utf-8">'
+    file.write_text(head + worked_text()._repr_html_(), encoding="utf-8")
+    page = browser.new_context(offline=True, viewport={"width": 390, "height": 800}).new_page()
+    page.goto(file.as_uri())
+    box = page.locator("pre")
+    assert box.inner_text() == "A: <b> & 1\n</script>"
+    page.get_by_label("begins").select_option("B")
+    page.get_by_label("temperature").select_option("0.5")
+    assert box.inner_text() == "B & 0.5\n</script>"
+    assert box.locator("b").inner_text() == "B"
+    page.context.close()
