@@ -89,7 +89,8 @@ class CausalStack(nn.Module):
     Args:
         n_letters: V; a letter more stands for "before the text".
         context: the longest text.
-        width, n_layers, n_heads: of the blocks; a layer norm follows the last one, as in GPT-2.
+        width, n_layers, n_heads: of the blocks; a layer norm follows the last one, and letters
+            begin as small as positions, as in GPT-2.
         dropout: in the blocks, while training.
         seed: of the initial parameters.
     """
@@ -100,7 +101,7 @@ class CausalStack(nn.Module):
         context: int,
         width: int = 64,
         n_layers: int = 1,
-        n_heads: int = 8,
+        n_heads: int = 4,
         dropout: float = 0.0,
         seed: int = 0,
     ):
@@ -109,6 +110,7 @@ class CausalStack(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Embedding(n_letters + 1, width)
+            self.embed.weight.data.mul_(0.02)
             self.positions = nn.Parameter(0.02 * torch.randn(context, width))
             self.blocks = nn.ModuleList(_block(width, n_heads, dropout) for _ in range(n_layers))
             self.norm, self.read_out = nn.LayerNorm(width), nn.Linear(width, n_letters)

@@ -63,6 +63,15 @@ def test_noise_has_the_level_asked_for_and_stays_an_image():
     assert levels.min() < 0.02 and levels.max() < 0.13 and abs(levels.mean().item() - 0.05) < 0.005
 
 
+def test_noise_on_colour_has_one_level_an_image():
+    embedding = PatchEmbedding(8, 4, channels=3)
+    grey = torch.full((400, 3, 8, 8), 0.5)
+    noisy, _ = AddNoise(0.01, 0.1, embedding)(embedding.encode(grey), generator())
+    spread = (embedding.decode(noisy) - 0.5).flatten(2).std(-1)  # of each colour
+    assert spread.min() > 0.005 and spread.max() < 0.12 and spread.mean(1).std() > 0.02
+    assert (spread.max(1).values / spread.min(1).values).max() < 1.8
+
+
 def test_no_corruption_predicts_every_site_from_the_clean_example():
     tokens = random_states(3, 5, 11)
     state, sites = no_corruption(tokens)

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,24 @@ def test_sampled_moments_equal_a_direct_solve(own):
         torch.testing.assert_close(found.field(noisy)[:, i], predicted)
         torch.testing.assert_close(moments.error(found)[i], squares)
     torch.testing.assert_close(found(noisy), project(found.field(noisy), noisy))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_ridge_equals_a_solve_for_each_site(own):
+    x, ridge = examples(), 0.03
+    moments = replace(hidden_moments(x, x.mean(0), 2), sees_itself=own)
+    found = moments.solve(ridge)
+    for i in range(N):
+        used = torch.ones(N * D + 1, dtype=torch.bool)
+        if not own:
+            used[i * D : (i + 1) * D] = False
+        penalty = ridge * torch.eye(int(used.sum()), dtype=torch.float64)
+        penalty[-1, -1] = 0
+        S, B = moments.second[used][:, used], moments.cross[used, i]
+        A = torch.zeros(D, N * D + 1, dtype=torch.float64)
+        A[:, used] = torch.linalg.solve(S + penalty, B).mT
+        torch.testing.assert_close(found.matrix[i].flatten(1), A[:, :-1], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(found.bias[i], A[:, -1], rtol=1e-9, atol=1e-11)
 
 
 def test_ridge_minimises_error_and_penalty():

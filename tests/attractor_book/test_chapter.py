@@ -49,6 +49,13 @@ def test_colour_images_as_tokens(monkeypatch):
     torch.testing.assert_close(back, split["test"], rtol=0, atol=1e-5)
 
 
+def test_the_middle_of_images_as_tokens(monkeypatch):
+    split = {"train": torch.rand(8, 9, 9), "test": torch.rand(3, 9, 9)}
+    monkeypatch.setattr(chapter, "load_images", lambda name, which: split[which])
+    found = chapter.image_tokens("MNIST", torch.device("cpu"), patch_size=2, side=4)
+    assert torch.equal(found.images, split["test"][:, 2:6, 2:6]) and found.tokens.shape[1] == 4
+
+
 def test_require_refuses_in_its_own_words():
     chapter.require(True, "nothing")
     with pytest.raises(ValueError, match="loads must hold 0.1"):
