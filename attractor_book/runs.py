@@ -69,8 +69,9 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "block 32", 60, 4.0),
     (*HIDDEN, 0, "block 128", 30, 1.0),
 ]
-GREY = {"n_train": 20000, "epochs": 5, "n_test": 2000, "n_steps": 200}
-COLOUR = {**GREY, "data": "CIFAR10-JPEG", "patch_size": 4, "n_test": 1000, "n_steps": 100}
+GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
+COLOUR = {**GREY, "n_train": 20000, "epochs": 5, "n_test": 1000, "n_steps": 100}
+COLOUR |= {"data": "CIFAR10-JPEG", "patch_size": 4}
 SEEN = "stages 4x8; log-bilinear 8; log-bilinear 24; 3-gram; 4-gram"
 RUNS = [  # chapter, name of the run, parameters
     *[
