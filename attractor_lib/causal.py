@@ -229,23 +229,19 @@ class CausalNetwork(CausalModel):
             raise ValueError(f"{name} must be on {self.bias.device}, got {letters.device}")
         return letters
 
-    def energies(
-        self, letters: Tensor, hidden: Tensor | None = None, before: Tensor | float = 0.0
-    ) -> Tensor:
+    def energies(self, letters: Tensor, hidden: Tensor | None = None) -> Tensor:
         """e_i(v) of each site given the letters before it: (batch, T, n_letters).
 
         Args:
             letters: whole numbers (batch, T), T >= 0.
             hidden: z (batch, T, n_hidden), where there are hidden spins.
-            before: (batch, T, n_letters), the energies of the stages before, which add up.
 
         Raises:
             FloatingPointError: in the exact form, for U_v . k_j beyond what exp can tell apart.
         """
-        self._check(letters, hidden, before)
-        q, k, f = self._known(letters, hidden)
+        self._check(letters, hidden)
+        q, k, minus_e = self._known(letters, hidden)
         shown = self.form.show(k, self.U)
-        minus_e = f - before
         for some, i, j, r, _ in self._parts(*letters.shape):
             t = scores(q[some, :, i], k[some, :, j], r)
             minus_e[some, i] += self.form.answer(t, self.U, *(x[some, :, j] for x in shown))[0]
@@ -275,25 +271,23 @@ class CausalNetwork(CausalModel):
         """On how many letters before it a letter can depend, without hidden spins."""
         return self.context - 1 + self.n_known
 
-    def _check(self, letters: Tensor, hidden: Tensor | None, before: Tensor | float = 0.0) -> None:
+    def _check(self, letters: Tensor, hidden: Tensor | None) -> None:
         self.check(letters)
+        if hidden is None and not self.n_hidden:
+            return
         shape = (*letters.shape, self.n_hidden)
-        if hidden is None and self.n_hidden:
+        if hidden is None:
             raise ValueError(
                 f"hidden must have shape {shape}, got None: a CausalCascade has what the stage "
                 "before leaves"
             )
-        if hidden is not None and not self.n_hidden:
+        if not self.n_hidden:
             raise ValueError("hidden must be None, as n_hidden is 0")
-        given = {"hidden": (hidden, shape), "before": (before, (*letters.shape, self.n_letters))}
-        for name, (x, expected) in given.items():
-            if not isinstance(x, Tensor):
-                continue
-            if (x.shape, x.dtype) != (expected, self.bias.dtype):
-                got = f"{x.dtype} of shape {tuple(x.shape)}"
-                raise ValueError(f"{name} must be {self.bias.dtype} of shape {expected}, got {got}")
-            if not is_finite(x):
-                raise ValueError(f"{name} must be finite, got NaN or infinity")
+        if (hidden.shape, hidden.dtype) != (shape, self.bias.dtype):
+            got = f"{hidden.dtype} of shape {tuple(hidden.shape)}"
+            raise ValueError(f"hidden must be {self.bias.dtype} of shape {shape}, got {got}")
+        if not is_finite(hidden):
+            raise ValueError("hidden must be finite, got NaN or infinity")
 
     def _known(self, letters: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What is known at each position makes queries and keys (batch, heads, T, rank), and f
@@ -396,7 +390,6 @@ def causal_rule(
     sites: Tensor | None = None,
     *,
     hidden: Tensor | None = None,
-    before: Tensor | float = 0.0,
 ) -> tuple[Tensor, Gradients]:
     """The likelihood of texts, and its gradients in closed form: no autograd::
 
@@ -414,7 +407,7 @@ def causal_rule(
         target: None or the letters themselves. A site's own letter is not an input of its energy,
             so there is nothing else that it could be told to be.
         sites: boolean (T,) or (batch, T), the letters that count; None for all.
-        hidden, before: of the stages before, as for ``network.energies``.
+        hidden: of the stages before, as for ``network.energies``.
 
     Returns:
         The loss in nats a letter, and the gradients by the names of the parameters.
@@ -425,7 +418,7 @@ def causal_rule(
     """
     if not isinstance(network, CausalNetwork):
         raise ValueError(f"network must be a CausalNetwork, got {type(network).__name__}")
-    network._check(letters, hidden, before)
+    network._check(letters, hidden)
     if not (target is None or target is letters or torch.equal(target, letters)):
         raise ValueError("target must be the letters themselves, or None")
     if sites is None:
@@ -438,7 +431,7 @@ def causal_rule(
     if not (n := int(sites.sum())):
         raise ValueError("at least one letter must count, got none")
     q, k, f = network._known(letters, hidden)
-    shown, f, s = network.form.show(k, network.U), f - before, letters.long()[..., None]
+    shown, s = network.form.show(k, network.U), letters.long()[..., None]
     gradient = q.new_zeros(*letters.shape, 2 * network.n_heads * network.rank + network.n_letters)
     dq, dk, df = network._split(gradient)  # views: what is put into them is in the gradient
     loss, dU, dr = 0.0, torch.zeros_like(network.U), F.pad(torch.zeros_like(network.r), (0, 1))
@@ -460,11 +453,11 @@ def causal_rule(
 
 
 class CausalCascade(CausalModel):
-    """Causal networks one after the other: each hands on its energies, and hidden spins.
+    """Causal networks one after the other: each hands on hidden spins, the last has the energies.
 
     A stage is trained by the causal rule alone (`StageRule`): nothing passes back to the stages
-    before. The energies of all stages add up, and stage t + 1 knows of each site the hidden spin
-    z_i = P[o_i], where o_i are the pooled keys of all heads of stage t.
+    before. Stage t + 1 knows of each site the hidden spin z_i = P[o_i], where o_i are the pooled
+    keys of all heads of stage t.
 
     Args:
         stages: the networks, in turn; more by `add`. Without any there are no energies yet.
@@ -515,20 +508,20 @@ class CausalCascade(CausalModel):
             raise ValueError("a cascade must have a stage before it knows any letters, got none")
         return self.stages[0].check(letters, name)
 
-    def leaves(self, letters: Tensor) -> tuple[Tensor | None, Tensor | float]:
-        """What the stage to come is given: hidden spins, and energies; None and 0 for the first."""
-        hidden, energies = None, 0.0
+    def leaves(self, letters: Tensor) -> Tensor | None:
+        """The hidden spins that the stage to come is given, (batch, T, n_hidden); None for the
+        first.
+        """
+        hidden = None
         for stage in self.stages:
-            o = stage.pooled(letters, hidden).flatten(2)
-            energies = stage.energies(letters, hidden, energies)
-            hidden = F.normalize(o, dim=-1)
-        return hidden, energies
+            hidden = F.normalize(stage.pooled(letters, hidden).flatten(2), dim=-1)
+        return hidden
 
     def energies(self, letters: Tensor) -> Tensor:
-        """The sum of the stages' e_i(v): (batch, T, n_letters)."""
+        """e_i(v) of the last stage: (batch, T, n_letters)."""
         self.check(letters)
         *before, last = self.stages
-        return last.energies(letters, *CausalCascade(*before).leaves(letters))
+        return last.energies(letters, CausalCascade(*before).leaves(letters))
 
 
 @dataclass(frozen=True)
@@ -547,5 +540,5 @@ class StageRule:
         target: Tensor | None = None,
         sites: Tensor | None = None,
     ) -> tuple[Tensor, Gradients]:
-        hidden, before = self.cascade.leaves(letters)
-        return causal_rule(network, letters, target, sites, hidden=hidden, before=before)
+        hidden = self.cascade.leaves(letters)
+        return causal_rule(network, letters, target, sites, hidden=hidden)
