@@ -215,6 +215,7 @@ class Stages:
         n_stages: networks.
         learning_rate, weight_decay: tuned, of AdamW.
         exact: the exact form, or the field form.
+        dropout: of hidden spins.
     """
 
     n_heads: int
@@ -224,6 +225,7 @@ class Stages:
     learning_rate: float
     weight_decay: float
     exact: bool = False
+    dropout: float = 0.0
 
     family = "stages"
 
@@ -233,7 +235,7 @@ class Stages:
             generator = torch.Generator().manual_seed(config.seed + 1000 * t)
             sizes = task.n_letters, task.context, self.n_known, self.n_heads, self.rank, self.exact
             stage = CausalNetwork(*sizes, generator, n_hidden=cascade.n_hidden)
-            rule = StageRule(cascade) if t else causal_rule
+            rule = StageRule(cascade, self.dropout, config.seed) if t else causal_rule
             own = replace(
                 config,
                 learning_rate=config.learning_rate * self.learning_rate,

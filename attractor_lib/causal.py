@@ -524,14 +524,32 @@ class CausalCascade(CausalModel):
         return last.energies(letters, CausalCascade(*before).leaves(letters))
 
 
-@dataclass(frozen=True)
+@dataclass(repr=False)
 class StageRule:
-    """`causal_rule` for the stage that comes after a cascade's, which stay as they are."""
+    """`causal_rule` for the stage that comes after a cascade's, which stay as they are.
+
+    Args:
+        cascade: the stages before.
+        dropout: the part of the hidden spins' components that a site does not see, drawn anew for
+            each site and step; 0 <= dropout < 1. It keeps the stage from learning by heart.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: for a dropout out of range.
+    """
 
     cascade: CausalCascade
+    dropout: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     def __repr__(self) -> str:
-        return f"StageRule({self.cascade!r}, {fingerprint(self.cascade)})"
+        drawn = f"dropout={self.dropout}, seed={self.seed}"
+        return f"StageRule({self.cascade!r}, {fingerprint(self.cascade)}, {drawn})"
 
     def __call__(
         self,
@@ -541,4 +559,13 @@ class StageRule:
         sites: Tensor | None = None,
     ) -> tuple[Tensor, Gradients]:
         hidden = self.cascade.leaves(letters)
+        if self.dropout and hidden is not None:
+            seen = torch.rand(hidden.shape, generator=self._generator) >= self.dropout
+            hidden = hidden * seen.to(hidden) / (1 - self.dropout)
         return causal_rule(network, letters, target, sites, hidden=hidden)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["generator"])

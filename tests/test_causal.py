@@ -379,6 +379,23 @@ def test_a_cascade_reaches_as_far_as_it_says_and_no_farther():
     assert seen == [back <= whole.reach for back in range(1, 12)] and whole.reach == 7
 
 
+def test_hidden_spins_drop_out_and_come_back_where_a_training_was_left():
+    letters, stages = texts(60, 12), CausalCascade(made())
+    stage = made(n_hidden=stages.n_hidden, std=0.3)
+    whole, _ = StageRule(stages)(stage, letters)
+    rule = StageRule(stages, dropout=0.3, seed=1)
+    losses = [rule(stage, letters)[0] for _ in range(3)]
+    assert len({float(loss) for loss in losses} | {float(whole)}) == 4
+    other = StageRule(stages, dropout=0.3, seed=1)
+    other(stage, letters)
+    kept = other.state_dict()
+    again = StageRule(stages, dropout=0.3, seed=7)
+    again.load_state_dict(kept)
+    assert again(stage, letters)[0] == losses[1]
+    with pytest.raises(ValueError, match="dropout must be at least 0 and less than 1, got 1"):
+        StageRule(stages, dropout=1)
+
+
 def test_a_rule_of_a_stage_tells_cascades_apart():
     assert repr(StageRule(CausalCascade(made()))) == repr(StageRule(CausalCascade(made())))
     assert repr(StageRule(CausalCascade(made()))) != repr(StageRule(CausalCascade(made(seed=2))))
