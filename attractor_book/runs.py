@@ -73,6 +73,19 @@ GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
 COLOUR = {**GREY, "n_train": 20000, "epochs": 5, "n_test": 1000, "n_steps": 100}
 COLOUR |= {"data": "CIFAR10-JPEG", "patch_size": 4}
 SEEN = "stages 4x8; log-bilinear 8; log-bilinear 24; 3-gram; 4-gram"
+READ = {"letters": "tinyshakespeare", "n_train": 2_000_000, "n_test": 55_000}
+COUNTED = "log-bilinear 8; log-bilinear 24; 3-gram; 4-gram; 5-gram; 6-gram"
+READERS = [  # who, a name, epochs (of a stage), times the learning rate, seeds
+    ("stages 16x16", "stages16x16", 1, 1.0, (0, 1, 2)),
+    ("stages 32x16", "stages32x16", 1, 1.0, (0, 1, 2)),
+    ("exact 16x16", "exact16x16", 1, 1.0, (0,)),
+    (COUNTED, "counted", 1, 1.0, (0,)),
+    *[
+        (name, name.replace(" ", ""), epochs, factor, seeds)
+        for epochs, factor, seeds in ((1, 1.0, (0, 1, 2)), (1, 2.0, (0,)), (3, 1.0, (0,)))
+        for name in ("block 128", "stack 2 x 64", "stack 4 x 64")
+    ],
+]
 RUNS = [  # chapter, name of the run, parameters
     *[
         (
@@ -147,6 +160,15 @@ RUNS = [  # chapter, name of the run, parameters
             },
         )
         for n, epochs, seeds in ((10000, 6, (0, 1, 2)), (100000, 3, (0, 1, 2)), (1000000, 1, (0,)))
+        for seed in seeds
+    ],
+    *[
+        (
+            "22_shakespeare",
+            f"{name}-{epochs}-rate-x{factor}-seed{seed}",
+            {**READ, "only": only, "epochs": epochs, "lr_factor": factor, "seed": seed},
+        )
+        for only, name, epochs, factor, seeds in READERS
         for seed in seeds
     ],
     *[
