@@ -42,6 +42,13 @@ COLOURS = {
     "block": _palette[4],
     "looped block": "#b58ab0",
     "stack of blocks": "#6a3564",
+    # chapters 20 and 22, by family, and what is run from:
+    "stages": _palette[2],
+    "blocks": "#6a3564",
+    "log-bilinear": _palette[0],
+    "n-gram": _palette[1],
+    "a fifth wrong": _palette[4],
+    "another author": _palette[3],
 }
 
 
