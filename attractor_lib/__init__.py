@@ -15,7 +15,7 @@ from attractor_lib.learning import energy_rule, prediction_rule
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, train
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = [
     "AddNoise",
