@@ -312,7 +312,7 @@ class Counted:
 ENTRANTS = {
     "stages 4x8": Stages(4, 8, 3, 2, 2e-2, 0.0),
     "exact 4x8": Stages(4, 8, 3, 2, 2e-2, 0.0, exact=True),
-    "stages 16x16": Stages(16, 16, 5, 3, 2e-2, 0.1, dropout=0.2),
+    "stages 16x16": Stages(16, 16, 5, 4, 2e-2, 0.1, dropout=0.3),
     "stages 32x16": Stages(32, 16, 6, 2, 2e-2, 0.1, dropout=0.3),
     "exact 16x16": Stages(16, 16, 5, 1, 2e-2, 0.1, exact=True),
     "block 32": Blocks(32, 1, 8e-3),
