@@ -3,7 +3,9 @@ its name in double braces.
 """
 
 import json
+import re
 from datetime import datetime
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -80,6 +82,48 @@ def stored_results(folder: Path) -> str:
     return table(["chapter", "run", *RUN], rows)
 
 
+DATA = {1: "random tokens", 9: "random patterns", 17: "random patterns", 20: "letters", 22: "text"}
+
+
+def findings(folder: Path) -> str:
+    """Every statement that a chapter prints with whether it holds, behind lists to choose by."""
+    rows = []
+    for path in sorted(folder.glob("[0-9]*.ipynb")):
+        number, section = int(path.name[:2]), ""
+        for cell in nbformat.read(path, as_version=4).cells:
+            headings = re.findall(r"^##* (.+)$", cell.source, re.M)
+            if cell.cell_type == "markdown" and headings:
+                section = headings[-1].replace("$", "").replace("*", "")
+            printed = "".join(o.get("text", "") for o in cell.get("outputs", []))
+            for statement, holds in re.findall(r"^(.+): (True|False)$", printed, re.M):
+                data = "Fashion-MNIST" if "clothes" in statement else "MNIST"
+                data = "CIFAR-10" if "colour" in statement else DATA.get(number, data)
+                verdict = "holds" if holds == "True" else "does not hold"
+                rows.append((number, path.stem, section, statement, data, verdict))
+    choices = [("chapter", 0), ("data", 4), ("verdict", 5)]
+    lists = "".join(
+        f'<label>{label} <select data-column="{column}"><option value="">all</option>'
+        + "".join(
+            f"<option>{escape(str(v))}</option>" for v in dict.fromkeys(r[column] for r in rows)
+        )
+        + "</select></label>"
+        for label, column in choices
+    )
+    lists += '<label>with the words <input type="search"></label><output></output>'
+    head = "".join(f"<th>{name}</th>" for name in ("chapter", "statement", "data", "verdict"))
+    body = "".join(
+        f'<tr data-values="{escape(json.dumps([n, s, section, said, data, verdict]))}">'
+        f'<td><a href="notebooks/{s}.html" title="{escape(section)}">{n}</a></td>'
+        f"<td>{escape(said)}</td><td>{data}</td><td>{verdict}</td></tr>"
+        for n, s, section, said, data, verdict in rows
+    )
+    return (
+        f'````{{raw}} html\n<div class="findings"><div class="findings-lists">{lists}</div>'
+        f'<div class="findings-box"><table class="table"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></div>\n````"
+    )
+
+
 def transient_memory(folder: Path) -> str:
     """The moving picture of chapter 6, as its notebook has it."""
     cells = nbformat.read(folder / "06_transient_memories.ipynb", as_version=4).cells
@@ -106,6 +150,7 @@ PARTS = {
     "{{ parameter_tables }}": parameter_tables,
     "{{ execution_status }}": execution_status,
     "{{ stored_results }}": stored_results,
+    "{{ findings }}": findings,
     "{{ transient_memory }}": transient_memory,
 }
 

@@ -40,3 +40,22 @@ addEventListener("DOMContentLoaded", () => {
     });
   new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.querySelector("article") ?? document.body);
 });
+
+// The findings that are chosen by lists and words.
+addEventListener("DOMContentLoaded", () => document.querySelectorAll(".findings").forEach(root => {
+  const rows = [...root.querySelectorAll("tbody tr")].map(row => [row, JSON.parse(row.dataset.values)]);
+  const lists = [...root.querySelectorAll("select")], words = root.querySelector("input"), count = root.querySelector("output");
+  const show = () => {
+    const wanted = words.value.toLowerCase().split(/\s+/);
+    let n = 0;
+    rows.forEach(([row, values]) => {
+      const text = values.join(" ").toLowerCase();
+      row.hidden = !lists.every(list => !list.value || String(values[list.dataset.column]) === list.value) || !wanted.every(word => text.includes(word));
+      n += !row.hidden;
+    });
+    count.textContent = `${n} of ${rows.length}`;
+  };
+  root.dataset.ready = "";
+  root.addEventListener("input", show);
+  show();
+}));

@@ -2,12 +2,14 @@
 alone.
 """
 
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import chapters
@@ -82,6 +84,25 @@ def test_every_stored_result_is_in_the_table():
     assert len(rows) == len(list((ROOT / "notebooks" / "results").glob("*/*.json"))) and all(
         row[2] and row[4] and row[8] for row in rows
     )
+
+
+def test_every_printed_statement_is_among_the_findings():
+    page = chapters.findings(ROOT / "notebooks")
+    rows = re.findall(r'<tr data-values="([^"]*)">', page)
+    printed = sum(
+        len(re.findall(r": (?:True|False)$", output.get("text", ""), re.M))
+        for path in CHAPTERS
+        for cell in nbformat.read(path, as_version=4).cells
+        for output in cell.get("outputs", [])
+    )
+    assert len(rows) == printed > 600
+    said = [json.loads(unescape(row)) for row in rows]
+    assert {row[0] for row in said} <= set(range(1, len(CHAPTERS) + 1))
+    by_name = {row[3]: row for row in said}
+    held = by_name["clothes: the aim of 0.95 against a stack is met"]
+    assert held[1:3] == ["19_verdict", "On clothes, and with noise"]
+    assert held[4:] == ["Fashion-MNIST", "holds"]
+    assert by_name["sigma = 0.1: one full head is cleaner than its input"][5] == "does not hold"
 
 
 def test_the_pages_ask_for_every_part():
