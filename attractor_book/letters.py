@@ -103,27 +103,33 @@ def remembered(model, passages: Tensor, n_steps: int) -> list[float]:
 @torch.no_grad()
 def heard(network: CausalNetwork, passages: Tensor) -> Iterator[dict]:
     """What the heads of a first stage hear at the last letter of each passage: attention by
-    distance, its part on letters equal to the one that comes, and the part of such letters.
+    distance, and its part on letters that are the one to come, and on those that stand after the
+    same letter; beside the part of such letters, which is chance.
     """
-    a = network.attention(passages)[:, :, -1, 1:]  # without the start
-    equal = (passages[:, :-1] == passages[:, -1:]).double()
-    by_distance = a.mean(0).flip(-1)
-    on_equal = torch.einsum("mhj,mj->h", a.double(), equal) / a.double().sum((0, 2))
+    a = network.attention(passages)[:, :, -1, 1:].double()  # without the start
+    past, last = passages[:, :-1], passages[:, -1:]
+    after = torch.cat([torch.zeros_like(past[:, :1]).bool(), past[:, :-1] == past[:, -1:]], 1)
+    kinds = {"the letter to come": past == last, "after the same letter": after}
+    by_distance, whole = a.mean(0).flip(-1), a.sum((0, 2))
     for h in range(network.n_heads):
-        yield {
-            "head": h,
-            "by distance": by_distance[h].tolist(),
-            "on equal letters": on_equal[h].item(),
-            "equal letters": equal.mean().item(),
-        }
+        row = {"head": h, "by distance": by_distance[h].tolist()}
+        for kind, there in kinds.items():
+            row[kind] = ((a[:, h] * there).sum() / whole[h]).item()
+            row[f"{kind}, chance"] = there.double().mean().item()
+        yield row
 
 
-def written(model, alphabet: Alphabet, prompts, temperatures, n: int, seed: int = 0):
-    """Rows of what a model writes after each prompt, at each temperature: n letters."""
+def written(
+    model, alphabet: Alphabet, prompts, temperatures, n: int, context: int, seed: int = 0
+) -> Iterator[dict]:
+    """Rows of what a model writes after each prompt, at each temperature: n letters; context is the
+    length of the pieces that it was trained on.
+    """
     for prompt in prompts:
         for temperature in temperatures:
             draw = torch.Generator().manual_seed(seed)
-            found = model.generate(alphabet.encode(prompt), n, temperature, draw)
+            start = alphabet.encode(prompt)
+            found = model.generate(start, n, temperature, draw, window=context - 1)
             rest = alphabet.decode(found)[len(prompt) :]
             yield {"prompt": prompt, "temperature": temperature, "written": rest}
 
@@ -312,7 +318,7 @@ class Counted:
 ENTRANTS = {
     "stages 4x8": Stages(4, 8, 3, 2, 2e-2, 0.0),
     "exact 4x8": Stages(4, 8, 3, 2, 2e-2, 0.0, exact=True),
-    "stages 16x16": Stages(16, 16, 5, 4, 2e-2, 0.1, dropout=0.3),
+    "stages 16x16": Stages(16, 16, 5, 2, 2e-2, 0.1, dropout=0.2),
     "stages 32x16": Stages(32, 16, 6, 2, 2e-2, 0.1, dropout=0.3),
     "exact 16x16": Stages(16, 16, 5, 1, 2e-2, 0.1, exact=True),
     "block 32": Blocks(32, 1, 8e-3),

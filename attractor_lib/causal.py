@@ -116,6 +116,7 @@ class CausalModel(nn.Module):
         n: int,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """The prompt and n letters more, each drawn given those before.
 
@@ -125,16 +126,22 @@ class CausalModel(nn.Module):
             temperature: letters have probabilities proportional to exp(-e_i / temperature); at 0
                 the likeliest is taken.
             generator: on the network's device; without it, seed 0.
+            window: where given, each letter is drawn as if the text had begun so many letters
+                before it. A network that was trained on pieces, each with a start before it, has
+                not seen what lies beyond a piece; window is then the length of a piece less one.
 
         Returns:
             (T + n,) or (batch, T + n).
 
         Raises:
-            ValueError: for a prompt that is none, n or a temperature out of range, and for a
-                network with hidden spins, which a cascade has to give.
+            ValueError: for a prompt that is none, n, a temperature or a window out of range, and
+                for a network with hidden spins, which a cascade has to give.
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 0:
             raise ValueError(f"n must be a whole number >= 0, got {n!r}")
+        whole = isinstance(window, int) and not isinstance(window, bool)
+        if window is not None and not (whole and window >= 1):
+            raise ValueError(f"window must be a whole number >= 1 or None, got {window!r}")
         is_number = isinstance(temperature, (int, float))
         if not (is_number and math.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
@@ -145,7 +152,7 @@ class CausalModel(nn.Module):
         text = self.check(prompt if prompt.ndim == 2 else prompt[None], "prompt").long()
         generator = generator or torch.Generator(text.device).manual_seed(0)
         for _ in range(n):
-            recent = text[:, max(0, text.shape[1] - self.reach) :]
+            recent = text[:, max(0, text.shape[1] - (window or self.reach)) :]
             e = self.energies(F.pad(recent, (0, 1)))[:, -1].double()  # whatever the last letter is
             if temperature == 0:
                 letter = e.argmin(-1, keepdim=True)

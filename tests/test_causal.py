@@ -322,6 +322,7 @@ def test_refuses_letters(letters, message):
         ({"prompt": torch.tensor(1)}, r"or \(batch, T\), got \(\)"),
         ({"temperature": "1"}, "temperature must be a finite number >= 0, got '1'"),
         ({"n": True}, "n must be a whole number >= 0, got True"),
+        ({"window": 0}, "window must be a whole number >= 1 or None, got 0"),
     ],
 )
 def test_refuses_what_cannot_be_generated(arguments, message):
@@ -352,6 +353,18 @@ def test_refuses_examples_that_the_rule_cannot_have():
         made(n_hidden=1).energies(letters, torch.full((2, 4, 1), math.nan).double())
     with pytest.raises(ValueError, match="n_letters=3 and n_hidden=6, got 3 and 5"):
         CausalCascade(made(), made(n_hidden=5))
+
+
+def test_with_a_window_each_letter_is_drawn_as_from_a_text_that_begins_there():
+    network, prompt = made(context=9), texts(2, 7)
+    new = network.generate(prompt, 4, temperature=0, window=5)
+    for t in range(7, 11):
+        expected = network.energies(torch.cat([new[:, t - 5 : t], new[:, :1]], 1))[:, -1].argmin(-1)
+        assert torch.equal(new[:, t], expected)
+    assert torch.equal(
+        network.generate(prompt, 4, temperature=0),
+        network.generate(prompt, 4, temperature=0, window=99),
+    )
 
 
 def test_a_stage_alone_does_not_write_and_a_cascade_without_stages_knows_nothing():

@@ -18,7 +18,15 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TAGS = {"parameters", "hide-input", "remove-cell", "nbval-ignore-output", "save-results"}
+TAGS = {
+    "parameters",
+    "hide-input",
+    "hide-cell",
+    "hide-output",
+    "remove-cell",
+    "nbval-ignore-output",
+    "save-results",
+}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -131,15 +131,18 @@ def test_what_a_head_hears_adds_up(read):
     some = task.passages(20)["test"]
     for row in heard(model.stages[0], some):
         assert 0 < sum(row["by distance"]) < 1  # the start has the rest
-        assert 0 <= row["on equal letters"] <= 1
+        assert 0 <= row["the letter to come"] <= 1
     alike = torch.full((3, 16), 2)
-    assert all(row["on equal letters"] > 1 - 1e-6 for row in heard(model.stages[0], alike))
+    for row in heard(model.stages[0], alike):
+        assert row["the letter to come"] > 1 - 1e-6 and row["the letter to come, chance"] == 1
+        assert row["after the same letter, chance"] == 14 / 15  # the first stands after none
+        assert row["after the same letter"] > 0.5
 
 
 def test_it_writes_on_from_a_prompt(read):
     task, model = read
     alphabet = task.text.alphabet
-    rows = list(written(model, alphabet, ["The ", "a"], [0, 1.0], 7))
+    rows = list(written(model, alphabet, ["The ", "a"], [0, 1.0], 7, 16))
     assert [(r["prompt"], r["temperature"]) for r in rows] == [
         ("The ", 0),
         ("The ", 1.0),
