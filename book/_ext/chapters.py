@@ -124,6 +124,64 @@ def findings(folder: Path) -> str:
     )
 
 
+PLACES = {  # of the chapters in the map of the book: column, row, a short title
+    1: (0, 1, "local energies"),
+    2: (0, 0, "images as spins"),
+    3: (1, 1, "learning"),
+    4: (2, 0, "filling in"),
+    5: (3, 0, "denoising"),
+    6: (2, 2, "transients"),
+    7: (2, 3, "exact likelihood"),
+    8: (3, 3, "contrast"),
+    9: (4, 3, "random patterns"),
+    10: (5, 3, "basins"),
+    11: (4, 2, "how runs fail"),
+    12: (4, 0, "ablations"),
+    13: (5, 2, "memories that stay"),
+    14: (3, 1, "at equal cost"),
+    15: (2, 1, "regression"),
+    16: (3, 2, "why transient"),
+    17: (5, 4, "mean field"),
+    18: (4, 1, "hidden spins"),
+    19: (5, 1, "the verdict"),
+    20: (1, 4, "letters"),
+    21: (5, 0, "other images"),
+    22: (2, 4, "Shakespeare"),
+}
+LEADS_TO = [
+    *[(1, 3), (2, 4), (3, 15), (3, 6), (3, 7), (4, 5), (5, 12), (12, 21), (15, 14), (14, 18)],
+    *[(18, 19), (6, 16), (16, 11), (11, 13), (7, 8), (8, 9), (9, 10), (9, 17), (3, 20), (20, 22)],
+]
+
+
+def map_of_the_book(folder: Path) -> str:
+    """What leads to what: the chapters as boxes that link, and arrows."""
+    width, height, across, down = 116, 38, 136, 66
+    at = {n: (column * across, row * down) for n, (column, row, _) in PLACES.items()}
+    names = {int(path.name[:2]): path.stem for path in folder.glob("[0-9]*.ipynb")}
+    arrows = "".join(
+        f'<path d="M{at[a][0] + (width if at[b][0] > at[a][0] else width / 2)} '
+        f"{at[a][1] + (height / 2 if at[b][0] > at[a][0] else height)}"
+        f"L{at[b][0] - 3 if at[b][0] > at[a][0] else at[b][0] + width / 2} "
+        f'{at[b][1] + (height / 2 if at[b][0] > at[a][0] else 0)}" marker-end="url(#map-arrow)"/>'
+        for a, b in LEADS_TO
+    )
+    boxes = "".join(
+        f'<a href="notebooks/{names[n]}.html"><rect x="{x}" y="{y}" width="{width}" '
+        f'height="{height}" rx="5"/><text x="{x + width / 2}" y="{y + 16}">{n}</text>'
+        f'<text x="{x + width / 2}" y="{y + 31}">{PLACES[n][2]}</text></a>'
+        for n, (x, y) in at.items()
+    )
+    size = f"-4 -4 {5 * across + width + 8} {4 * down + height + 8}"
+    return (
+        f'````{{raw}} html\n<div class="map"><svg viewBox="{size}" role="img" '
+        'aria-label="The chapters as boxes, with arrows from each to those that build on it.">'
+        '<defs><marker id="map-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>{arrows}{boxes}'
+        "</svg></div>\n````"
+    )
+
+
 def transient_memory(folder: Path) -> str:
     """The moving picture of chapter 6, as its notebook has it."""
     cells = nbformat.read(folder / "06_transient_memories.ipynb", as_version=4).cells
@@ -151,6 +209,7 @@ PARTS = {
     "{{ execution_status }}": execution_status,
     "{{ stored_results }}": stored_results,
     "{{ findings }}": findings,
+    "{{ map }}": map_of_the_book,
     "{{ transient_memory }}": transient_memory,
 }
 

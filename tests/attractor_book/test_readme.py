@@ -5,6 +5,7 @@ make targets exist.
 import re
 from pathlib import Path
 
+import picture
 import pytest
 import torch
 
@@ -12,6 +13,11 @@ import attractor_lib
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+
+
+def test_the_picture_is_that_of_the_chapter():
+    (shown,) = re.findall(r"!\[[^\]]{40,}\]\((.*)\)", README)
+    assert (ROOT / shown).read_bytes() == picture.picture()
 
 
 @pytest.mark.slow
