@@ -94,6 +94,21 @@ def test_every_figure_has_a_name_a_caption_and_an_alternative_text(notebook):
             )
 
 
+def test_a_chapter_begins_with_its_answer_and_the_picture_of_it(notebook):
+    title, answer, *_ = notebook.cells[0].source.split("\n\n")
+    assert title.startswith("# ") and re.fullmatch(r"\*[^*]+\*", answer)
+    assert len(answer.split()) <= 25
+    figures = [
+        (n, cell.metadata["mystnb"]["figure"]["name"])
+        for n, cell in enumerate(notebook.cells)
+        if "figure" in cell.metadata.get("mystnb", {})
+    ]
+    picture = notebook.metadata.get("picture", figures[0][1])
+    assert f"{{numref}}`{picture}`" in notebook.cells[0].source
+    assert picture in dict(map(reversed, figures))
+    assert "picture" in notebook.metadata or figures[0][0] < 6  # below folded code alone
+
+
 def test_the_text_refers_to_every_figure(notebook):
     text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     names = [
