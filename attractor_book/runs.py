@@ -86,6 +86,7 @@ READERS = [  # who, a name, epochs (of a stage), times the learning rate, seeds
             ("", 1, 1.0, (0, 1, 2)),
             ("", 1, 0.5, (0,)),
             ("", 1, 2.0, (0,)),
+            ("", 3, 1.0, (0,)),
             (", dropout", 3, 1.0, (0,)),
         )
         for name in ("block 128", "stack 2 x 64", "stack 4 x 64")
