@@ -60,22 +60,27 @@ class Survey:
 
     @property
     def tokens(self) -> Tensor:
+        """To train on: (n, N, d)."""
         return self.images.tokens
 
     @property
     def fill(self) -> Tensor:
+        """What stands in for a hidden token: (N, d)."""
         return mean_token(self.tokens)
 
     @property
     def n_sites(self) -> int:
+        """N."""
         return self.tokens.shape[1]
 
     def network(self, *heads: int, beta: float) -> AttractorNetwork:
+        """An untrained one of that many heads, and their rank."""
         start = torch.Generator().manual_seed(self.seed)
         network = AttractorNetwork(*self.tokens.shape[1:], *heads, beta=beta, generator=start)
         return network.to(self.tokens.device)
 
     def trained(self, network, rule, corrupt, learning_rate: float, **config) -> AttractorNetwork:
+        """The network, trained; config as for `TrainingConfig`."""
         config = TrainingConfig(
             epochs=self.epochs, learning_rate=learning_rate, seed=self.seed, **config
         )
@@ -290,6 +295,7 @@ def in_time(rows: pd.DataFrame, column: str, start: str, rule="prediction rule")
 
 
 def train_minus_test(rows: pd.DataFrame) -> float:
+    """The largest difference between the overlaps of train and test images, up to t = 10."""
     train, test = (in_time(rows, "overlap", start) for start in ("train", "test"))
     return (train - test)[[1, 2, 3, 5, 10]].abs().max()
 
@@ -305,6 +311,7 @@ def above_null(t) -> Callable[[pd.DataFrame], float]:
 
 
 def lifetime(rows: pd.DataFrame) -> float:
+    """The median over test images [updates]."""
     return in_time(rows, "lifetime", "test").iloc[0]
 
 

@@ -246,7 +246,7 @@ def test_an_unknown_address_shows_a_page_in_the_look_of_the_book(html, page):
     assert (
         page.evaluate("getComputedStyle(document.querySelector('.bd-header')).display") == "none"
     )  # the book's own style is there
-    page.get_by_role("link", name="Local energies").click()
+    page.get_by_role("link", name="1. Local energies").click()
     assert (
         page.url == f"{SITE}notebooks/01_local_energies.html"
         and "Local energies" in page.locator("article h1").inner_text()
