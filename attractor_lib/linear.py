@@ -98,34 +98,18 @@ class Moments:
         """
         if not (math.isfinite(ridge) and ridge >= 0):
             raise ValueError(f"ridge must be a finite number >= 0, got {ridge}")
-        A = self._damped(ridge) if ridge else self._of_least_norm()
-        matrix = A[..., :-1].unflatten(-1, self.square.shape)
-        return LinearPredictor(matrix, A[..., -1], self.origin)
-
-    def _of_least_norm(self) -> Tensor:
-        A = self.cross.new_zeros(*self.square.shape, len(self.second))
-        for i in range(len(A)):
+        N, d = self.square.shape
+        A = torch.zeros(N, d, N * d + 1, dtype=torch.float64)
+        for i in range(N):
             used = self._inputs(i)
             S, B = self.second[used][:, used], self.cross[used, i]
-            A[i][:, used] = (torch.linalg.pinv(S, rtol=1e-10, hermitian=True) @ B).mT
-        return A
-
-    def _damped(self, ridge: float) -> Tensor:
-        """All sites by one inverse P of S + ridge: without the rows and columns of a site's own
-        token it is P_uu - P_uo P_oo^-1 P_ou.
-        """
-        N, d = self.square.shape
-        penalty = self.second.new_full((N * d + 1,), float(ridge))
-        penalty[-1] = 0  # the constant is free
-        P = torch.linalg.inv(self.second + penalty.diag())
-        A = self.cross.new_zeros(N, d, N * d + 1)
-        for i in range(N):
-            used, own = self._inputs(i), slice(i * d, (i + 1) * d)
-            A[i] = (P[:, used] @ self.cross[used, i]).mT
-            if not self.sees_itself:
-                A[i] -= torch.linalg.solve(P[own, own], A[i][:, own], left=False) @ P[own]
-                A[i][:, own] = 0
-        return A
+            if ridge:
+                penalty = torch.full((len(S),), float(ridge), dtype=S.dtype)
+                penalty[-1] = 0  # the constant is free
+                A[i][:, used] = torch.linalg.solve(S + penalty.diag(), B).mT
+            else:
+                A[i][:, used] = (torch.linalg.pinv(S, rtol=1e-10, hermitian=True) @ B).mT
+        return LinearPredictor(A[..., :-1].unflatten(-1, (N, d)), A[..., -1], self.origin)
 
     def error(self, predictor: LinearPredictor) -> Tensor:
         """E (h_i - x_i)^2 for each component (N, d), before the projection, from these moments::
