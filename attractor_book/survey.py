@@ -370,8 +370,8 @@ CLAIMS = [
 
 
 def claims(stored: pd.DataFrame) -> pd.DataFrame:
-    """All claims on all data sets: (chapter, claim) by (data, what), where what is the mean over
-    the seeds, their number, and of how many it holds. NaN where a claim was not measured.
+    """All claims on all data sets, a row each that was measured: chapter, claim, data, the mean
+    over the seeds, their number, and for how many it holds.
     """
     table = {}
     for (data, _), rows in stored.groupby(["data", "seed"], sort=False):

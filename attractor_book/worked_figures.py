@@ -175,7 +175,8 @@ class WorkedFigure:
 class WorkedText:
     """Texts on a grid of choices, of which the reader sees one.
 
-    In a notebook or book the object shows itself; without JavaScript, and in print, the first.
+    In a notebook or book the object shows itself; without JavaScript, and in print, the one
+    that the lists stand at.
 
     Args:
         name: its id, unique on the page: letters, digits and hyphens, a letter first.

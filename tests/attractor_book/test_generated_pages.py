@@ -105,6 +105,15 @@ def test_every_printed_statement_is_among_the_findings():
     assert by_name["sigma = 0.1: one full head is cleaner than its input"][5] == "does not hold"
 
 
+def test_the_map_has_every_chapter_and_leads_to_each():
+    numbers = set(range(1, len(CHAPTERS) + 1))
+    assert set(chapters.PLACES) == numbers
+    assert {b for _, b in chapters.LEADS_TO} == numbers - {1, 2}
+    assert len({place[:2] for place in chapters.PLACES.values()}) == len(numbers)
+    page = chapters.map_of_the_book(ROOT / "notebooks")
+    assert all(f'href="notebooks/{path.stem}.html"' in page for path in CHAPTERS)
+
+
 def test_the_pages_ask_for_every_part():
     pages = "".join(page.read_text() for page in (ROOT / "book").glob("*.md"))
     assert all(pages.count(mark) == 1 for mark in chapters.PARTS)

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from attractor_book.chapter import ImageTokens
-from attractor_book.survey import CLAIMS, MAIN, MEASURED, Survey, claims, packed, unpacked
+from attractor_book.survey import (
+    CLAIMS,
+    MAIN,
+    MEASURED,
+    Survey,
+    claims,
+    last_over_best,
+    over,
+    packed,
+    unpacked,
+)
 from attractor_lib.embedding import PatchEmbedding
 
 
@@ -44,6 +54,23 @@ def test_what_was_not_measured_is_left_out(measured):
 def test_every_claim_can_hold_and_fail(claim):
     held = {bool(claim.holds(v)) for v in (-1.0, 0.0, 0.05, 0.5, 0.95, 1.0, 1.5, 10.0)}
     assert held == {True, False}
+
+
+def test_a_ratio_is_that_of_the_first_model_to_the_second():
+    levels, models = (1, 4, 8), {"16 heads": (1.0, 2.0, 9.0), "block 64": (2.0, 8.0, 10.0)}
+    rows = [
+        {"claim": "hidden", "model": model, "level": level, "error": error}
+        for model, errors in models.items()
+        for level, error in zip(levels, errors)
+    ]
+    frame = pd.DataFrame(rows)
+    assert over("hidden", "16 heads", "block 64")(frame) == 0.9
+    assert over("hidden", "16 heads", "block 64", lambda r: r[0])(frame) == 0.5
+    times = [
+        {"claim": "own", "model": "plain rule", "t": t, "error": e}
+        for t, e in ((1, 2.0), (2, 1.0), (3, 4.0))
+    ]
+    assert last_over_best("plain rule")(pd.DataFrame(times)) == 4
 
 
 def test_seeds_are_counted_apart(measured):
