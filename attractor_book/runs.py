@@ -77,6 +77,7 @@ READ = {"letters": "tinyshakespeare", "n_train": 2_000_000, "n_test": 55_000}
 COUNTED = "log-bilinear 8; log-bilinear 24; 3-gram; 4-gram; 5-gram; 6-gram"
 READERS = [  # who, a name, epochs (of a stage), times the learning rate, seeds
     ("stages 16x16", "stages16x16", 1, 1.0, (0, 1, 2)),
+    ("stages 16x16", "stages16x16", 3, 1.0, (0,)),
     ("stages 32x16", "stages32x16", 1, 1.0, (0,)),
     ("exact 16x16", "exact16x16", 1, 1.0, (0,)),
     (COUNTED, "counted", 1, 1.0, (0,)),
@@ -86,7 +87,8 @@ READERS = [  # who, a name, epochs (of a stage), times the learning rate, seeds
             ("", 1, 1.0, (0, 1, 2)),
             ("", 1, 0.5, (0,)),
             ("", 1, 2.0, (0,)),
-            ("", 3, 1.0, (0,)),
+            ("", 3, 1.0, (0, 1, 2)),
+            ("", 6, 1.0, (0,)),
             (", dropout", 3, 1.0, (0,)),
         )
         for name in ("block 128", "stack 2 x 64", "stack 4 x 64")
