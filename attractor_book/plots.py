@@ -11,44 +11,52 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
-# One colour for a start (chapter 6), one for a model (chapters 4, 5, 14): seaborn's colour-blind
-# palette.
-_palette = sns.color_palette("colorblind")
-COLOURS = {
+# One colour, one meaning, in every figure of the book. Theory is black and dashed.
+_palette = sns.color_palette("colorblind").as_hex()
+STARTS = {  # what a network is trained on, or run from
     "train": _palette[0],
     "test": _palette[1],
-    "shuffled": _palette[2],
-    "noise": _palette[4],
+    "shuffled": _palette[5],
+    "noise": "#a39b00",
     "null": _palette[7],
-    "attractor, 1 full head": _palette[0],
+}
+MODELS = {  # attractor networks in greens, blocks in purples
+    "attractor, 1 full head": "#00563f",
     "attractor, 16 heads of rank 16": _palette[2],
-    "attractor, 8 heads of rank 16": _palette[0],
-    "attractor, 4 heads of rank 8": _palette[9],
-    "attractor, 2 heads of rank 8": _palette[3],
-    "attractor, 4 heads of rank 16, shared": "#777777",
-    "attractor, 8 heads of rank 16, shared": "#222222",
-    "attractor, 8 heads of rank 32, shared": _palette[6],
-    "bare attention": _palette[1],
+    "attractor, 8 heads of rank 16": "#3fb38b",
+    "attractor, 4 heads of rank 8": "#7ccdb0",
+    "attractor, 2 heads of rank 8": "#a8e0cb",
+    "attractor, 8 heads of rank 16, shared": "#566b00",
+    "attractor, 4 heads of rank 16, shared": "#7d931c",
+    "attractor, 8 heads of rank 32, shared": "#a8bd4a",
     "transformer block": _palette[4],
-    "mean patch": _palette[7],
     "cascade of blocks 32": "#b58ab0",
-    "cascade of blocks 64": "#6a3564",
-    "Energy Transformer": _palette[5],
-    "modern Hopfield layer": _palette[8],
-    # chapters 18 and 19, by family:
-    "cascade": _palette[9],
-    "hidden spins": _palette[2],
-    "hidden spins, shared": _palette[8],
-    "block": _palette[4],
-    "looped block": "#b58ab0",
+    "cascade of blocks 64": "#9a4f93",
     "stack of blocks": "#6a3564",
-    # chapters 20 and 22, by family, and what is run from:
-    "stages": _palette[2],
-    "blocks": "#6a3564",
-    "log-bilinear": _palette[0],
-    "n-gram": _palette[1],
-    "a fifth wrong": _palette[4],
-    "another author": _palette[3],
+    "looped block": "#e3b0da",
+    "bare attention": _palette[3],
+    "Energy Transformer": "#f4859f",
+    "modern Hopfield layer": _palette[8],
+    "linear": "#333333",
+    "n-gram": "#8c5a2b",
+    "sum of evidence": _palette[9],
+    "mixture": "#c2185b",
+}
+COLOURS = {
+    **STARTS,
+    **MODELS,
+    # the same, by the names that other chapters have for them:
+    "mean patch": STARTS["null"],
+    "a fifth wrong": STARTS["noise"],
+    "another author": STARTS["shuffled"],
+    "cascade": MODELS["attractor, 1 full head"],
+    "hidden spins": MODELS["attractor, 16 heads of rank 16"],
+    "hidden spins, shared": MODELS["attractor, 8 heads of rank 16, shared"],
+    "stages": MODELS["attractor, 16 heads of rank 16"],
+    "prediction rule": MODELS["attractor, 1 full head"],
+    "block": MODELS["transformer block"],
+    "blocks": MODELS["stack of blocks"],
+    "log-bilinear": MODELS["linear"],
 }
 
 

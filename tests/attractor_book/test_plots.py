@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from attractor_book.plots import plot_band, plot_images, plot_overlaps
+from attractor_book.plots import COLOURS, MODELS, STARTS, plot_band, plot_images, plot_overlaps
 
 
 def test_overlaps_are_drawn_as_their_mean_in_a_band_of_their_middle_half():
@@ -32,3 +32,8 @@ def test_colour_images_are_shown_in_colour():
     assert len(shown) == 6 and shown[4].shape == (4, 5, 3)
     assert np.allclose(shown[4], images[1, 1].permute(1, 2, 0))
     plt.close(fig)
+
+
+def test_a_colour_has_one_meaning():
+    colours = [*STARTS.values(), *MODELS.values()]
+    assert len(set(colours)) == len(colours) and set(COLOURS.values()) == set(colours)
