@@ -1,5 +1,5 @@
-"""Figures that the reader works: precomputed arrays behind sliders, and texts behind lists, in
-plain HTML that needs no kernel and no network.
+"""Figures that the reader works: precomputed arrays behind sliders, the energy of one spin to drag
+it in, and texts behind lists, in plain HTML that needs no kernel and no network.
 """
 
 import base64
@@ -8,11 +8,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 
 import numpy as np
 import seaborn as sns
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -172,6 +171,94 @@ class WorkedFigure:
 
 
 @dataclass(frozen=True, repr=False)
+class WorkedLandscape:
+    """The energy of one spin on the circle, all others held, in which the reader drags the spin;
+    the tangent bound at the spin, and its update, follow ({eq}`eq-tangent-bound`, chapter 1).
+
+    Without JavaScript, and in print, the object is a still at `start` and the first beta.
+
+    Args:
+        name: its id, unique on the page: letters, digits and hyphens, a letter first.
+        messages: m_j = J_ij x_j of one head, (N - 1, 2).
+        betas: inverse temperatures to choose from.
+        alt: what it shows, for those who do not see it. Plain text.
+        start: the angle at which the spin stands first [degrees], a whole number.
+
+    Raises:
+        ValueError: if messages are not vectors of the plane, or beta is not positive.
+    """
+
+    name: str
+    messages: np.ndarray
+    betas: Sequence[float]
+    alt: str
+    start: int = 0
+
+    def __post_init__(self):
+        if np.ndim(self.messages) != 2 or np.shape(self.messages)[1] != 2:
+            raise ValueError(f"messages must be (N - 1, 2), got {np.shape(self.messages)}")
+        if not min(self.betas) > 0:
+            raise ValueError(f"betas must be positive, got {list(self.betas)}")
+
+    def __repr__(self) -> str:
+        return (
+            f"WorkedLandscape {self.name}\n  {len(self.messages)} messages\n"
+            f"  beta      {'; '.join(map(text, self.betas))}"
+        )
+
+    def energy(self, angles: np.ndarray, beta: float) -> np.ndarray:
+        """e(x) at angles [degrees], any shape."""
+        scores = beta * spins(angles) @ np.transpose(self.messages)
+        return -np.logaddexp.reduce(scores, -1) / beta
+
+    def field(self, angle: float, beta: float) -> np.ndarray:
+        """h(x) = sum_j a_j m_j, (2,)."""
+        scores = beta * spins(angle) @ np.transpose(self.messages)
+        return np.exp(scores - np.logaddexp.reduce(scores)) @ self.messages
+
+    def bound(self, angles: np.ndarray, at: float, beta: float) -> np.ndarray:
+        """The tangent bound at one angle, as seen from others: e(x) - h . (y - x)."""
+        h = self.field(at, beta)
+        return self.energy(at, beta) - (spins(angles) - spins(at)) @ h
+
+    def _repr_html_(self) -> str:
+        angles = np.arange(-180, 181, 3)
+        of = [self.energy(angles, beta) for beta in self.betas]
+        lowest = min(self.bound(angles, at, beta).min() for at in angles for beta in self.betas)
+        y, yticks = scale(np.stack([lowest, np.max(of) + np.ptp(of) / 3]), BOTTOM, TOP, widen=True)
+        x, _ = scale(angles, LEFT, RIGHT)
+
+        def points(values):
+            return " ".join(f"{x(a):.1f},{y(v):.1f}" for a, v in zip(angles, values))
+
+        beta, (hx, hy) = self.betas[0], self.field(self.start, self.betas[0])
+        update = math.degrees(math.atan2(hy, hx))
+        return rendered(
+            "worked_landscape.html",
+            name=self.name,
+            alt=self.alt,
+            left=LEFT,
+            right=RIGHT,
+            top=TOP,
+            bottom=BOTTOM,
+            xticks=[(x(a), text(a) + "\N{DEGREE SIGN}") for a in (-180, -90, 0, 90, 180)],
+            yticks=yticks,
+            betas=[text(b) for b in self.betas],
+            start=self.start,
+            energy=points(of[0]),
+            bound=points(self.bound(angles, self.start, beta)),
+            spin=(x(self.start), y(self.energy(self.start, beta))),
+            update=(x(update), y(self.energy(update, beta))),
+            colour=COLOURS["attractor, 1 full head"],
+            data={
+                "messages": np.round(self.messages, 4).tolist(),
+                "betas": list(self.betas),
+                "y": [y(0), y(1) - y(0)],
+            },
+        )
+
+
+@dataclass(frozen=True, repr=False)
 class WorkedText:
     """Texts on a grid of choices, of which the reader sees one.
 
@@ -229,8 +316,14 @@ class WorkedText:
 
 def rendered(template: str, **values) -> str:
     """A template of this package, with values put in."""
-    source = files("attractor_book").joinpath(template).read_text()
-    return Environment(autoescape=True).from_string(source).render(**values)
+    templates = Environment(loader=PackageLoader("attractor_book", ""), autoescape=True)
+    return templates.get_template(template).render(**values)
+
+
+def spins(angles: np.ndarray) -> np.ndarray:
+    """Unit vectors at angles [degrees], (..., 2)."""
+    radians = np.radians(angles)
+    return np.stack([np.cos(radians), np.sin(radians)], -1)
 
 
 def text(value) -> str:

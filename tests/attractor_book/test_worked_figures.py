@@ -9,9 +9,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from attractor_book.worked_figures import WorkedFigure, WorkedText, scale
+from attractor_book.worked_figures import WorkedFigure, WorkedLandscape, WorkedText, scale, spins
+from attractor_lib.model import AttractorNetwork
 
 STARTS, GAMMAS, TIMES = ["a <7>", "a & b", "noise"], [0.0, 0.5], [0, 1, 2, 5, 10]
 HEIGHT, WIDTH = 4, 3
@@ -368,4 +370,66 @@ def test_a_text_follows_its_lists_in_a_browser(browser, tmp_path):
     page.get_by_label("temperature").select_option("0.5")
     assert box.inner_text() == "B & 0.5\n</script>"
     assert box.locator("b").inner_text() == "B"
+    page.context.close()
+
+
+MESSAGES = np.array([[-0.9, 1.0], [0.1, -1.4], [0.5, 0.2]])
+
+
+def landscape(**changes):
+    given = {"messages": MESSAGES, "betas": [6.0, 0.5], "alt": "An <energy>.", "start": 40}
+    return WorkedLandscape("landscape-test", **{**given, **changes})
+
+
+def test_a_landscape_is_the_networks_energy_below_its_tangent_bound():
+    network = AttractorNetwork(4, 2, beta=6.0).double()
+    network.couplings.J.zero_()
+    x = torch.zeros(361, 4, 2, dtype=torch.float64)
+    x[:, 1:, 0] = 1  # the other spins, which the couplings turn into the messages
+    network.couplings.J[0, 0, 1:, :, 0] = torch.from_numpy(MESSAGES)
+    angles = np.arange(-180, 181)
+    x[:, 0] = torch.from_numpy(spins(angles))
+    energies = network.local_energies(x)[:, 0].numpy()
+    assert np.allclose(landscape().energy(angles, 6.0), energies, atol=1e-12)
+    assert np.allclose(landscape().field(40, 6.0), network.field(x)[40 + 180, 0], atol=1e-12)
+    bound = landscape().bound(angles, 40, 6.0)
+    assert (bound >= energies - 1e-12).all() and np.isclose(bound[220], energies[220])
+    update = network.update(x)[220, 0]
+    assert np.allclose(spins(angles[bound.argmin()]), update, atol=0.01)  # half a degree
+
+
+def test_refuses_messages_out_of_the_plane_and_a_beta_below_zero():
+    with pytest.raises(ValueError, match=r"messages must be \(N - 1, 2\), got \(2, 3\)"):
+        landscape(messages=np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"betas must be positive, got \[1, -1\]"):
+        landscape(betas=[1, -1])
+
+
+def test_the_spin_is_dragged_and_updated_in_a_browser(browser, tmp_path):
+    file = tmp_path / "landscape.html"
+    file.write_text('<!doctype html><meta charset="utf-8">' + landscape()._repr_html_())
+    page = browser.new_context(offline=True, viewport={"width": 600, "height": 800}).new_page()
+    troubles = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto(file.as_uri())
+    still, live = lines(landscape()._repr_html_()), lines(page.content())
+    assert np.allclose(still, live, atol=0.11)
+
+    def mark(name):
+        found = page.locator(f"[data-mark={name}]")
+        return [float(found.get_attribute(side)) for side in ("cx", "cy")]
+
+    ring = mark("update")
+    page.get_by_role("button", name="Update").click()
+    assert np.allclose(mark("spin"), ring, atol=0.6)  # the slider goes by degrees
+    box = page.locator("[data-drag]").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 60)
+    page.mouse.up()
+    dragged = mark("spin")
+    assert dragged[0] < ring[0] and page.locator("input").input_value() != "40"
+    page.get_by_label("inverse temperature").select_option("0.5")
+    assert mark("spin")[0] == dragged[0] and mark("spin")[1] != dragged[1]
+    assert not troubles
     page.context.close()
