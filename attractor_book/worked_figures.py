@@ -314,6 +314,84 @@ class WorkedText:
         )
 
 
+@dataclass(frozen=True, repr=False)
+class WorkedReading:
+    """A text whose letters are shaded by how much of a head's attention is on them, from the place
+    that the reader chooses, with the likeliest letters there.
+
+    Without JavaScript, and in print, a still at `start` and the first head.
+
+    Args:
+        name: its id, unique on the page: letters, digits and hyphens, a letter first.
+        letters: the text, of T letters.
+        attention: head -> (T, T), row i of the place of letter i, on letters j < i; in [0, 1].
+        guesses: of each place the likeliest letters and their probabilities.
+        alt: what it shows, for those who do not see it. Plain text.
+        start: the letter to come at first; at least 1, as nothing is heard before the first.
+
+    Raises:
+        ValueError: for attention of another shape, beyond [0, 1] or NaN, or too few guesses.
+    """
+
+    name: str
+    letters: str
+    attention: Mapping[str, np.ndarray]
+    guesses: Sequence[Mapping[str, float]]
+    alt: str
+    start: int = 1
+
+    def __post_init__(self):
+        n = len(self.letters)
+        for head, a in self.attention.items():
+            if np.shape(a) != (n, n) or not (np.min(a) >= 0 and np.max(a) <= 1):
+                raise ValueError(
+                    f"attention {head!r} must be ({n}, {n}) in [0, 1], got {np.shape(a)} from "
+                    f"{np.min(a):g} to {np.max(a):g}"
+                )
+        if len(self.guesses) != n:
+            raise ValueError(f"guesses must be {n}, one a letter, got {len(self.guesses)}")
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.letters)} letters\n  {len(self.attention)} heads"
+        return f"WorkedReading {self.name}\n  {sizes}"
+
+    def guess(self, i: int) -> str:
+        """What is said below the text when letter i is to come."""
+        likely = ", ".join(f"{visible(v)} {p:.2f}" for v, p in self.guesses[i].items())
+        return f"expected: {likely}; comes: {visible(self.letters[i])}"
+
+    def _repr_html_(self) -> str:
+        n = len(self.letters)
+        shades = {  # the square root, so that little attention is seen; a digit of 36 each
+            head: np.rint(35 * np.sqrt(a)).astype(int) for head, a in self.attention.items()
+        }
+        first = next(iter(shades.values()))[self.start]
+        return rendered(
+            "worked_reading.html",
+            name=self.name,
+            alt=self.alt,
+            letters=[(v, f"{7 * s:02x}" if s else "") for v, s in zip(self.letters, first)],
+            heads=list(shades),
+            start=self.start,
+            guess=self.guess(self.start),
+            colour=to_hex(COLOURS["stages"]),
+            data={
+                "attention": [
+                    ["".join(np.base_repr(s, 36).lower() for s in a[i, :i]) for i in range(1, n)]
+                    for a in shades.values()
+                ],
+                "guesses": [self.guess(i) for i in range(1, n)],
+            },
+        )
+
+
+def visible(letter: str) -> str:
+    """A letter, with a sign for those that are not seen."""
+    return {" ": "\N{OPEN BOX}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"}.get(
+        letter, letter
+    )
+
+
 def rendered(template: str, **values) -> str:
     """A template of this package, with values put in."""
     templates = Environment(loader=PackageLoader("attractor_book", ""), autoescape=True)

@@ -59,3 +59,16 @@ addEventListener("DOMContentLoaded", () => document.querySelectorAll(".findings"
   root.addEventListener("input", show);
   show();
 }));
+
+// A word of the glossary opens its definition where it stands.
+addEventListener("DOMContentLoaded", () => document.querySelectorAll("a:has(> .word)").forEach(word => {
+  const definition = word.nextElementSibling;
+  if (!definition?.matches(".definition")) return;
+  word.setAttribute("role", "button");
+  word.setAttribute("aria-expanded", "false");
+  word.addEventListener("click", event => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    word.setAttribute("aria-expanded", definition.classList.toggle("open"));
+  });
+}));

@@ -93,6 +93,19 @@ def test_the_book_has_every_page_of_the_table_of_contents_and_what_surrounds_the
     ).exists()
 
 
+def test_a_word_opens_its_definition_where_it_stands(html, page):
+    page.goto((html / "notebooks" / "01_local_energies.html").as_uri())
+    word = page.locator("a[aria-expanded]", has_text="vector spin").first
+    definition = word.locator("xpath=following-sibling::*[1]")
+    assert not definition.is_visible()
+    word.click()
+    assert definition.is_visible() and "norm 1" in definition.inner_text()
+    word.click()
+    assert not definition.is_visible()
+    note = page.locator(".notation").first  # in the margin, beside the equation
+    assert note.bounding_box()["x"] > page.locator(".bd-article p").first.bounding_box()["width"]
+
+
 @pytest.mark.parametrize("name", [*PAGES, "genindex"])
 def test_a_page_opens_from_disk_with_its_formulas_and_fits_a_phone_and_paper(html, page, name):
     page.goto((html / f"{name}.html").as_uri())

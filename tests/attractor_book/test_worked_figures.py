@@ -12,7 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from attractor_book.worked_figures import WorkedFigure, WorkedLandscape, WorkedText, scale, spins
+from attractor_book.worked_figures import (
+    WorkedFigure,
+    WorkedLandscape,
+    WorkedReading,
+    WorkedText,
+    scale,
+    spins,
+)
 from attractor_lib.model import AttractorNetwork
 
 STARTS, GAMMAS, TIMES = ["a <7>", "a & b", "noise"], [0.0, 0.5], [0, 1, 2, 5, 10]
@@ -432,4 +439,65 @@ def test_the_spin_is_dragged_and_updated_in_a_browser(browser, tmp_path):
     page.get_by_label("inverse temperature").select_option("0.5")
     assert mark("spin")[0] == dragged[0] and mark("spin")[1] != dragged[1]
     assert not troubles
+    page.context.close()
+
+
+def reading(**changes):
+    """Five letters, two heads; what is heard of letter j from i is a different number each time."""
+    near = np.tril(np.ones((5, 5)), -1) * (1 + np.arange(25).reshape(5, 5)) / 30
+    given = {
+        "letters": "a <b\n",
+        "attention": {"1": near, "2": near**2},
+        "guesses": [{" ": 0.5, "b": 0.25}] * 5,
+        "alt": "What is heard.",
+        "start": 3,
+    }
+    return WorkedReading("reading-test", **{**given, **changes})
+
+
+def test_a_reading_shades_the_letters_by_the_root_of_attention():
+    html = reading()._repr_html_()
+    shades = json.loads(re.search(r'class="worked-data">(.*?)</script>', html).group(1))[
+        "attention"
+    ]
+    near = reading().attention["1"]
+    for i in range(1, 5):
+        read = [(int(digit, 36) / 35) ** 2 for digit in shades[0][i - 1]]
+        assert np.allclose(read, near[i, :i], atol=2 / 35)
+    assert "expected: \u2423 0.50, b 0.25; comes: b" in html and html.count("<option") == 2
+    assert repr(reading()).startswith("WorkedReading reading-test\n  5 letters")
+
+
+def test_a_reading_refuses_attention_that_is_none():
+    with pytest.raises(
+        ValueError, match=r"attention '1' must be \(5, 5\) in \[0, 1\], got \(4, 5\)"
+    ):
+        reading(attention={"1": np.zeros((4, 5))})
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        reading(attention={"1": 2 * np.eye(5)})
+    with pytest.raises(ValueError, match="guesses must be 5, one a letter, got 2"):
+        reading(guesses=[{}] * 2)
+
+
+def test_a_reading_follows_slider_list_and_click_in_a_browser(browser, tmp_path):
+    file = tmp_path / "reading.html"
+    head = '<!doctype html><meta charset="utf-8">'
+    file.write_text(head + reading()._repr_html_(), encoding="utf-8")
+    page = browser.new_context(offline=True, viewport={"width": 390, "height": 800}).new_page()
+    page.goto(file.as_uri())
+    letters = page.locator(".worked-letters span")
+
+    def shades():
+        return letters.evaluate_all("all => all.map(x => x.style.background)")
+
+    still = re.findall(r"<span[^>]*?background: #[0-9a-f]{6}([0-9a-f]{2})", reading()._repr_html_())
+    alphas = [int(shade, 16) / 255 for shade in still]
+    live = [float(s.split(",")[-1].rstrip(") ")) for s in shades()[:3]]
+    assert np.allclose(alphas, live, atol=0.01) and shades()[3] == ""
+    before = shades()
+    page.get_by_label("head").select_option("2")
+    assert shades()[:3] != before[:3]
+    letters.nth(2).click()
+    assert page.locator("input").input_value() == "2" and shades()[1] and not shades()[2]
+    assert page.locator(".worked-guesses").inner_text().endswith("comes: <")
     page.context.close()
