@@ -19,6 +19,7 @@ STARTS = {  # what a network is trained on, or run from
     "shuffled": _palette[5],
     "noise": "#a39b00",
     "null": _palette[7],
+    "negatives": "#00838f",
 }
 MODELS = {  # attractor networks in greens, blocks in purples
     "attractor, 1 full head": "#00563f",
@@ -41,6 +42,8 @@ MODELS = {  # attractor networks in greens, blocks in purples
     "n-gram": "#8c5a2b",
     "sum of evidence": _palette[9],
     "mixture": "#c2185b",
+    "energy rule": "#1f2a6b",
+    "contrastive divergence": "#8b0000",
 }
 COLOURS = {
     **STARTS,
@@ -57,6 +60,7 @@ COLOURS = {
     "block": MODELS["transformer block"],
     "blocks": MODELS["stack of blocks"],
     "log-bilinear": MODELS["linear"],
+    "pseudo-likelihood": MODELS["mixture"],
 }
 
 
