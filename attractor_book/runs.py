@@ -291,11 +291,11 @@ RUNS = [  # chapter, name of the run, parameters
         for seed in (0, 1, 2)
     ],
     (
-        "07_exact_pseudo_likelihood",
+        "23_density_or_prediction",
         "learning-rates",
         {"prediction_rates": [0.02, 0.05, 0.1], "likelihood_rates": [0.5, 2.0, 8.0]},
     ),
-    ("07_exact_pseudo_likelihood", "three-seeds", {"seeds": [0, 1, 2]}),
+    ("23_density_or_prediction", "three-seeds", {"seeds": [0, 1, 2]}),
     (
         "08_contrastive_divergence",
         "more-sweeps",

@@ -2,7 +2,7 @@
 
 A model that predicts has a direction for each token, not a density. One von Mises-Fisher
 distribution around each makes a density of it; what is fitted is kappa alone
-(07_exact_pseudo_likelihood), from the cosines x . u, in three ways::
+(23_density_or_prediction), from the cosines x . u, in three ways::
 
     fit_concentration         one kappa for all
     fit_concentration_factor  kappa = c |h|, more where the field h = |h| u is longer

@@ -2,7 +2,7 @@ r"""All partners together: the classical pseudo-likelihood of vector spins, besi
 
 With the plain sum of messages in place of attention, h_i = sum_j J_ij x_j + b_i over the j that i
 hears, the conditional is one von Mises-Fisher distribution around it, exactly normalised
-(07_exact_pseudo_likelihood)::
+(23_density_or_prediction)::
 
     p(x_i | x_rest) = exp(beta x_i . h_i) / Z_d(kappa_i) ,     kappa_i = beta |h_i|
 

@@ -82,7 +82,8 @@ def stored_results(folder: Path) -> str:
     return table(["chapter", "run", *RUN], rows)
 
 
-DATA = {1: "random tokens", 9: "random patterns", 17: "random patterns", 20: "letters", 22: "text"}
+DATA = {1: "random tokens", 7: "random tokens", 9: "random patterns", 17: "random patterns"}
+DATA |= {20: "letters", 22: "text"}
 
 
 def findings(folder: Path) -> str:
@@ -147,10 +148,12 @@ PLACES = {  # of the chapters in the map of the book: column, row, a short title
     20: (1, 4, "letters"),
     21: (5, 0, "other images"),
     22: (2, 4, "Shakespeare"),
+    23: (3, 4, "density"),
 }
 LEADS_TO = [
     *[(1, 3), (2, 4), (3, 15), (3, 6), (3, 7), (4, 5), (5, 12), (12, 21), (15, 14), (14, 18)],
     *[(18, 19), (6, 16), (16, 11), (11, 13), (7, 8), (8, 9), (9, 10), (9, 17), (3, 20), (20, 22)],
+    (7, 23),
 ]
 
 
