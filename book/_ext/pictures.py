@@ -22,7 +22,8 @@ def show_first(app, doctree) -> None:
     (figure,) = figures
     first = next(doctree.findall(nodes.paragraph))
     figure.parent.remove(figure)
-    first.parent.insert(first.parent.index(first) + 1, figure)
+    shown = nodes.container("", figure, classes=["cell_output"])  # styled as where it came from
+    first.parent.insert(first.parent.index(first) + 1, shown)
 
 
 def setup(app) -> dict:
