@@ -214,6 +214,10 @@ RUNS = [  # chapter, name of the run, parameters
         )
         if seed == 0 or name == "local"
     ],
+    *[
+        ("24_one_head", f"long-seed{seed}", {"n_train": 60000, "epochs": 6, "seed": seed})
+        for seed in (0, 1, 2)
+    ],
     ("06_transient_memories", "scans", {"scans": "gamma; learning rate; norm"}),
     ("06_transient_memories", "examples", {"scans": "examples"}),
     *[
