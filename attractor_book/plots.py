@@ -44,6 +44,7 @@ MODELS = {  # attractor networks in greens, blocks in purples
     "mixture": "#c2185b",
     "energy rule": "#1f2a6b",
     "contrastive divergence": "#8b0000",
+    "own trajectories": "#00a3ad",
 }
 COLOURS = {
     **STARTS,
@@ -51,12 +52,17 @@ COLOURS = {
     # the same, by the names that other chapters have for them:
     "mean patch": STARTS["null"],
     "a fifth wrong": STARTS["noise"],
+    "noisy": STARTS["noise"],
     "another author": STARTS["shuffled"],
     "cascade": MODELS["attractor, 1 full head"],
     "hidden spins": MODELS["attractor, 16 heads of rank 16"],
     "hidden spins, shared": MODELS["attractor, 8 heads of rank 16, shared"],
     "stages": MODELS["attractor, 16 heads of rank 16"],
     "prediction rule": MODELS["attractor, 1 full head"],
+    "plain rule": MODELS["attractor, 1 full head"],
+    "clean": MODELS["attractor, 1 full head"],
+    "own trajectory": MODELS["own trajectories"],
+    "pseudo-inverse": MODELS["linear"],
     "block": MODELS["transformer block"],
     "blocks": MODELS["stack of blocks"],
     "log-bilinear": MODELS["linear"],
@@ -247,17 +253,19 @@ def plot_matrix(ax: Axes, values: Tensor, xlabel: str, ylabel: str, label: str) 
 
 
 def plot_completion(ax: Axes, frame: pd.DataFrame) -> Axes:
-    """Column `error` against column `t` (from 1), a line a `model`; with several seeds the bars
-    span their range.
+    """Column `error` against column `t` (from 1), a line a `model`, in the colour of what its name
+    begins with; with several seeds the bars span their range.
     """
+    models = frame["model"].unique()
     sns.lineplot(
         frame,
         x="t",
         y="error",
         hue="model",
         style="model",
+        palette={model: COLOURS[model.split(",")[0]] for model in models},
         markers=True,
-        dashes=False,
+        dashes=["", "", (3, 2)][: len(models)],
         errorbar=("pi", 100),
         err_style="bars",
         ax=ax,
