@@ -19,7 +19,7 @@ STARTS = {  # what a network is trained on, or run from
     "shuffled": _palette[5],
     "noise": "#a39b00",
     "null": _palette[7],
-    "own start": "#a50026",  # the state a run started from, beside other examples
+    "own start": "#d7263d",  # the state a run started from, beside other examples
 }
 MODELS = {  # attractor networks in greens, blocks in purples
     "attractor, 1 full head": "#00563f",
