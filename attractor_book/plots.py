@@ -20,6 +20,7 @@ STARTS = {  # what a network is trained on, or run from
     "noise": "#a39b00",
     "null": _palette[7],
     "negatives": "#00838f",
+    "own start": "#d7263d",  # the state a run started from, beside other examples
 }
 MODELS = {  # attractor networks in greens, blocks in purples
     "attractor, 1 full head": "#00563f",
@@ -51,6 +52,10 @@ COLOURS = {
     **MODELS,
     # the same, by the names that other chapters have for them:
     "mean patch": STARTS["null"],
+    "with the start": STARTS["own start"],
+    "this image": STARTS["own start"],
+    "with the nearest train image": STARTS["train"],
+    "mean of 100 test images": STARTS["test"],
     "a fifth wrong": STARTS["noise"],
     "noisy": STARTS["noise"],
     "another author": STARTS["shuffled"],
