@@ -67,7 +67,6 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "stack 2 x 64", 120, 2.0),
     (*HIDDEN, 0, "looped 2 x 64", 30, 2.0),
     (*HIDDEN, 0, "block 32", 60, 4.0),
-    (*HIDDEN, 0, "block 128", 30, 1.0),
 ]
 GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
 COLOUR = {**GREY, "n_train": 20000, "epochs": 5, "n_test": 1000, "n_steps": 100}
@@ -103,7 +102,7 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for name, only, factors in (
             ("two-deep", TWO_DEEP, (0.25, 0.5, 1.0, 2.0, 4.0)),
-            ("dear", DEAR, (0.25, 0.5, 1.0)),
+            ("dear", DEAR, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("single", SINGLE, (0.25, 0.5, 1.0, 2.0, 4.0)),
         )
         for factor in factors
@@ -143,8 +142,11 @@ RUNS = [  # chapter, name of the run, parameters
             f"rate-x{factor}-long-{name.replace(' ', '')}",
             {**CONTEST, "epochs": 30, "lr_factor": factor, "only": name},
         )
-        for name in ("block 64", "stack 2 x 64")
-        for factor in (1.0, 2.0)
+        for name, factors in (
+            *(("block 64", (1.0, 2.0)), ("stack 2 x 64", (1.0, 2.0))),
+            *(("block 128", (1.0, 2.0)), ("stack 4 x 64", (2.0,))),
+        )
+        for factor in factors
     ],
     *[
         (

@@ -1,8 +1,8 @@
 """The whole book as one PDF: the page of the builder `singlehtml`, printed by a headless Chromium.
 Run by `make pdf`.
 
-The folded code of the figures is left out; all other code, outputs, figures and tables are in,
-folded answers unfolded.
+Folded code and folded checks are left out; all other code, outputs, figures and tables are in,
+folded tables and answers unfolded.
 """
 
 import logging
@@ -33,7 +33,8 @@ h1, h2, h3, h4 { break-after: avoid; }
 p { orphans: 3; widows: 3; }
 .bd-article div.math mjx-container { font-size: 119% !important; }
 a { text-decoration: none !important; }
-#jb-print-toc { line-height: 1.25; }
+#jb-print-toc { line-height: 1.25; columns: 2; column-gap: 2.5rem; font-size: .9em; }
+#jb-print-toc h2 { column-span: all; }
 #jb-print-toc a { display: flex; justify-content: space-between; padding: .1rem 0; color: inherit; }
 #jb-print-toc a::after { content: attr(data-page); }
 #jb-print-toc :is(ul, li) { list-style: none !important; padding: 0; margin: 0 !important; }
@@ -45,7 +46,11 @@ a { text-decoration: none !important; }
 # contents link to.
 PREPARE = """async () => {
   await MathJax.startup.promise;
-  document.querySelectorAll("details.hide, .headerlink, button").forEach(e => e.remove());
+  document.querySelectorAll("details.hide").forEach(folded => {
+    const tables = [...folded.querySelectorAll(".cell_output")].filter(o => o.querySelector("table"));
+    folded.replaceWith(...tables);
+  });
+  document.querySelectorAll(".headerlink, button").forEach(e => e.remove());
   document.querySelectorAll("details").forEach(e => { e.open = true; });
   document.querySelectorAll(".toggle-hidden").forEach(e => e.classList.remove("toggle-hidden"));
   await Promise.all([...document.images].map(image => {

@@ -45,6 +45,9 @@ The density $p(x_i \mid x_{\text{rest}})$ of {cite}`besag1975`.
 
 <details class="admonition hide above-input"><summary>Show code</summary>folded code</details>
 
+<details class="admonition hide above-input"><summary>Show</summary><p>code of a table</p>
+<div class="cell_output"><table><tr><td>digits of a folded table</td></tr></table></div></details>
+
 ```{admonition} Answers
 :class: dropdown
 The answer.
