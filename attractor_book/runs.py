@@ -104,6 +104,7 @@ RUNS = [  # chapter, name of the run, parameters
             ("two-deep", TWO_DEEP, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("dear", DEAR, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("single", SINGLE, (0.25, 0.5, 1.0, 2.0, 4.0)),
+            ("ours", "hidden 16x8, decay", (0.5, 1.0, 2.0)),
         )
         for factor in factors
     ],
