@@ -138,7 +138,7 @@ PLACES = {  # of the chapters in the map of the book: column, row, a short title
     10: (5, 3, "basins"),
     11: (4, 2, "how runs fail"),
     12: (4, 0, "ablations"),
-    13: (5, 2, "memories that stay"),
+    13: (5, 2, "made to stay"),
     14: (3, 1, "at equal cost"),
     15: (2, 1, "regression"),
     16: (3, 2, "why transient"),
