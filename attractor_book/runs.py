@@ -145,7 +145,7 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for name, factors in (
             *(("block 64", (1.0, 2.0)), ("stack 2 x 64", (1.0, 2.0))),
-            *(("block 128", (1.0, 2.0)), ("stack 4 x 64", (2.0,))),
+            *(("block 128", (1.0, 2.0)), ("stack 4 x 64", (2.0, 4.0))),
         )
         for factor in factors
     ],
