@@ -140,12 +140,13 @@ RUNS = [  # chapter, name of the run, parameters
     *[
         (
             "19_verdict",
-            f"rate-x{factor}-long-{name.replace(' ', '')}",
-            {**CONTEST, "epochs": 30, "lr_factor": factor, "only": name},
+            f"{'' if data == 'MNIST' else data + '-'}rate-x{factor}-long-{name.replace(' ', '')}",
+            {**CONTEST, "data": data, "epochs": 30, "lr_factor": factor, "only": name},
         )
-        for name, factors in (
-            *(("block 64", (1.0, 2.0)), ("stack 2 x 64", (1.0, 2.0))),
-            *(("block 128", (1.0, 2.0)), ("stack 4 x 64", (2.0, 4.0))),
+        for data, name, factors in (
+            *(("MNIST", name, (1.0, 2.0)) for name in ("block 64", "block 128", "stack 2 x 64")),
+            ("MNIST", "stack 4 x 64", (2.0, 4.0)),
+            ("FashionMNIST", "stack 4 x 64", (2.0,)),
         )
         for factor in factors
     ],
