@@ -1,4 +1,4 @@
-"""The contest after long training: who takes part, and how each is trained (notebook 19_verdict)."""
+"""The contest of long training: who takes part, and how each is trained (19_verdict)."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -47,8 +47,8 @@ a { text-decoration: none !important; }
 PREPARE = """async () => {
   await MathJax.startup.promise;
   document.querySelectorAll("details.hide").forEach(folded => {
-    const tables = [...folded.querySelectorAll(".cell_output")].filter(o => o.querySelector("table"));
-    folded.replaceWith(...tables);
+    const outputs = [...folded.querySelectorAll(".cell_output")];
+    folded.replaceWith(...outputs.filter(output => output.querySelector("table")));
   });
   document.querySelectorAll(".headerlink, button").forEach(e => e.remove());
   document.querySelectorAll("details").forEach(e => { e.open = true; });
