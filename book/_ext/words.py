@@ -122,6 +122,8 @@ class DefineInPlace(SphinxPostTransform):
                 role["refdoc"] = self.env.docname
             for child in link.children:
                 child["classes"].append("word")
+            if next(text.findall(nodes.math), None):  # then the page needs what sets formulas
+                self.env.get_domain("math").data["has_equations"][self.env.docname] = True
             note = nodes.inline("", "", *text.children, classes=["definition"])
             link.parent.insert(link.parent.index(link) + 1, note)
 
