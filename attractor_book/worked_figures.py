@@ -236,6 +236,8 @@ class WorkedLandscape:
         return rendered(
             "worked_landscape.html",
             name=self.name,
+            along="angle of the spin",
+            ylabel="local energy",
             alt=self.alt,
             left=LEFT,
             right=RIGHT,
