@@ -44,6 +44,7 @@ CONTEST = {"n_train": 55000, "n_test": 10000}
 HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
 MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
 NOISY = ("hidden 16x8, decay", 8, 0.5), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
+WIDTHS = ("block 32", 4.0), ("block 128", 2.0), ("looped 2 x 64", 2.0), ("block 256", 1.0)
 NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
     ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
     ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0)),
@@ -65,8 +66,9 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*HIDDEN, 0, name, 15, 2.0) for name in ("stack 2 x 64", "block 64")],
     *[(*images, 0, "stack 4 x 64", 30, 1.0) for images in (HIDDEN, CLOTHES)],
     (*HIDDEN, 0, "stack 2 x 64", 120, 2.0),
-    (*HIDDEN, 0, "looped 2 x 64", 30, 2.0),
-    (*HIDDEN, 0, "block 32", 60, 4.0),
+    (*HIDDEN, 0, "stack 4 x 64", 60, 4.0),
+    *[(*HIDDEN, 0, name, 60, factor) for name, factor in WIDTHS],
+    *[(data, "noise", 0, "stack 4 x 64", 30, 2.0) for data in ("MNIST", "FashionMNIST")],
 ]
 GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
 COLOUR = {**GREY, "n_train": 20000, "epochs": 5, "n_test": 1000, "n_steps": 100}
