@@ -47,13 +47,25 @@ MODELS = {  # attractor networks in greens, blocks in purples
     "contrastive divergence": "#8b0000",
     "own trajectories": "#00a3ad",
 }
+LAWS = {  # simpler dynamics beside a network's own
+    "query held": "#4b3f9e",
+    "messages held": "#b8860b",
+    "scores linear": "#7f2a0f",
+    "theory": "#5b6b7b",  # where it cannot be black, in figures that the reader works
+}
 COLOURS = {
     **STARTS,
     **MODELS,
+    **LAWS,
     # the same, by the names that other chapters have for them:
     "mean patch": STARTS["null"],
     "with the start": STARTS["own start"],
     "this image": STARTS["own start"],
+    "letters as at the start": STARTS["own start"],
+    "with the state before": STARTS["negatives"],
+    "mean over train images": STARTS["train"],
+    "counted as back": STARTS["null"],
+    "by chance": STARTS["null"],
     "with the nearest train image": STARTS["train"],
     "mean of 100 test images": STARTS["test"],
     "a fifth wrong": STARTS["noise"],
@@ -65,6 +77,7 @@ COLOURS = {
     "stages": MODELS["attractor, 16 heads of rank 16"],
     "prediction rule": MODELS["attractor, 1 full head"],
     "plain rule": MODELS["attractor, 1 full head"],
+    "this network": MODELS["attractor, 1 full head"],
     "clean": MODELS["attractor, 1 full head"],
     "own trajectory": MODELS["own trajectories"],
     "pseudo-inverse": MODELS["linear"],

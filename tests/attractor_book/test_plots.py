@@ -4,7 +4,15 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from attractor_book.plots import COLOURS, MODELS, STARTS, plot_band, plot_images, plot_overlaps
+from attractor_book.plots import (
+    COLOURS,
+    LAWS,
+    MODELS,
+    STARTS,
+    plot_band,
+    plot_images,
+    plot_overlaps,
+)
 
 
 def test_overlaps_are_drawn_as_their_mean_in_a_band_of_their_middle_half():
@@ -35,5 +43,5 @@ def test_colour_images_are_shown_in_colour():
 
 
 def test_a_colour_has_one_meaning():
-    colours = [*STARTS.values(), *MODELS.values()]
+    colours = [*STARTS.values(), *MODELS.values(), *LAWS.values()]
     assert len(set(colours)) == len(colours) and set(COLOURS.values()) == set(colours)

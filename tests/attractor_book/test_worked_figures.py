@@ -97,6 +97,8 @@ def test_every_frame_lies_in_the_sheet_where_the_page_looks_for_it():
             shown = np.asarray(sheet.crop((x, y, x + WIDTH, y + HEIGHT))) / 255
             assert np.abs(shown - frame).max() < 0.02
         assert (image["width"], image["height"]) == (WIDTH, HEIGHT)
+    shape = f'style="aspect-ratio: {WIDTH} / {HEIGHT}"'  # or its neighbours in the sheet are seen
+    assert html.count(shape) == len(worked.images)
 
 
 def test_the_still_shows_the_start_of_every_control():
