@@ -53,11 +53,13 @@ class EndToEnd:
         family: what figures call it.
         make: (n_sites, dim, seed) -> the model.
         learning_rate: tuned.
+        weight_decay: of AdamW.
     """
 
     family: str
     make: Callable[..., nn.Module]
     learning_rate: float
+    weight_decay: float = 0.01
 
     def fit(
         self, tokens: Tensor, corrupt: Callable, config: TrainingConfig, watch: Watch, **_
@@ -68,7 +70,7 @@ class EndToEnd:
             config,
             learning_rate=config.learning_rate * self.learning_rate,
             optimizer="AdamW",
-            weight_decay=0.01,
+            weight_decay=self.weight_decay,
             warmup=0.05,
         )
 
@@ -248,6 +250,10 @@ ENTRANTS = {
     **{f"block {width}": stack(width, 8e-3, n_layers=1) for width in (32, 64, 128, 256)},
     **{f"stack {n} x 64": stack(64, 8e-3, n_layers=n) for n in (2, 4)},
     "looped 2 x 64": stack(64, 8e-3, n_layers=1, n_loops=2),
+}
+ENTRANTS |= {
+    f"{name}, decay": replace(ENTRANTS[name], weight_decay=0.1)
+    for name in ("block 128", "stack 4 x 64")
 }
 
 

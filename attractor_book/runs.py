@@ -107,6 +107,9 @@ RUNS = [  # chapter, name of the run, parameters
             ("dear", DEAR, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("single", SINGLE, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("ours", "hidden 16x8, decay", (0.5, 1.0, 2.0)),
+            ("deep", "stack 2 x 64; stack 4 x 64; block 32", (8.0,)),
+            ("decayed", "block 128, decay", (2.0,)),
+            ("decayed-deep", "stack 4 x 64, decay", (4.0,)),
         )
         for factor in factors
     ],
