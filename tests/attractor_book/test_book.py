@@ -94,6 +94,13 @@ def test_every_figure_has_a_name_a_caption_and_an_alternative_text(notebook):
             )
 
 
+def test_what_is_folded_says_what_it_holds(notebook):
+    for cell in code_cells(notebook):
+        if {"hide-input", "hide-cell", "hide-output"} & set(cell.metadata.get("tags", [])):
+            title = cell.metadata.get("mystnb", {}).get("code_prompt_show", "")
+            assert 3 < len(title) <= 70, cell.source
+
+
 def test_a_chapter_begins_with_its_answer_and_the_picture_of_it(notebook):
     title, answer, *_ = notebook.cells[0].source.split("\n\n")
     assert title.startswith("# ") and re.fullmatch(r"\*[^*]+\*", answer)
