@@ -319,6 +319,26 @@ def verdicts(models: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def prices(models: pd.DataFrame) -> pd.DataFrame:
+    """What the best of each side costs, chosen on the images left out; of models of one level.
+
+    Returns:
+        A row for ours, for the best of ours that needs no more operations than the best block, and
+        for each rival: name, stages, error on the test images, and costs.
+    """
+    kept = ["left out", "test", "parameters", "operations", "seconds"]
+
+    def best(of: pd.DataFrame) -> pd.Series:
+        of = of.groupby(["name", "stages", "epochs", "lr_factor"])[kept].mean().reset_index()
+        return of.loc[of["left out"].idxmin()]
+
+    ours, _ = sides(models, "a block")
+    theirs = {rival: best(sides(models, rival)[1]) for rival in RIVALS}
+    within = ours[ours["operations"] <= theirs["a block"]["operations"] * (1 + 1e-9)]
+    rows = {"ours": best(ours), "ours, at a block's operations": best(within), **theirs}
+    return pd.DataFrame(rows).T[["name", "stages", *kept[1:]]].rename(columns={"test": "error"})
+
+
 def at_equal_cost(models: pd.DataFrame, costs, aims: dict[str, float]) -> pd.DataFrame:
     """`summary` of the ratio for each data set, task, level, rival and cost; aims by rival."""
     rows = []
@@ -368,10 +388,11 @@ def ratio(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, n: int = 201) -> 
     From the cost at which both have a model to that of the dearest of all.
 
     Returns:
-        Columns limit, ratio, and low and high, its range over the seeds.
+        Columns limit, ratio, and low and high, its range over the seeds; and beyond, whether all of
+        theirs are cheaper than that.
     """
-    least = max(ours[cost].min(), theirs[cost].min())
-    limits = np.geomspace(least, max(ours[cost].max(), theirs[cost].max()), n)
+    least, dearest = max(ours[cost].min(), theirs[cost].min()), theirs[cost].max()
+    limits = np.geomspace(least, max(ours[cost].max(), dearest), n)
     a, b = chosen(ours, cost, limits), chosen(theirs, cost, limits)
     return pd.DataFrame(
         {
@@ -379,6 +400,7 @@ def ratio(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, n: int = 201) -> 
             "ratio": a["test"] / b["test"],
             "low": a["low"] / b["high"],
             "high": a["high"] / b["low"],
+            "beyond": limits > dearest * (1 + 1e-9),
         }
     )
 

@@ -342,11 +342,13 @@ def plot_stages(ax: Axes, frame: pd.DataFrame) -> Axes:
 
 def plot_ratio(ax: Axes, frame: pd.DataFrame, label: str) -> Axes:
     """Columns `ratio`, `low` and `high` against column `limit`, a cost: our error over that of a
-    rival, which is 1 where both are level.
+    rival, which is 1 where both are level; dotted where column `beyond` holds.
     """
     colour = COLOURS["stack of blocks" if "stack" in label else "block"]
     ax.axhline(1, color="black", linewidth=0.8)
-    ax.plot(frame["limit"], frame["ratio"], color=colour, label=f"against {label}")
+    within, beyond = frame[~frame["beyond"]], frame[frame["beyond"]]
+    ax.plot(within["limit"], within["ratio"], color=colour, label=f"against {label}")
+    ax.plot(beyond["limit"], beyond["ratio"], ":", color=colour)
     ax.fill_between(frame["limit"], frame["low"], frame["high"], color=colour, alpha=0.2)
     ax.set_xscale("log")
     ax.xaxis.set_minor_formatter("")

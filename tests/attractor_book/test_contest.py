@@ -19,6 +19,7 @@ from attractor_book.contest import (
     law_points,
     meet,
     models,
+    prices,
     ratio,
     stack,
     summary,
@@ -112,6 +113,22 @@ def test_a_model_is_chosen_on_the_images_left_out():
     both = ratio(frame[frame["name"] == "a"], frame[frame["name"] == "b"], "parameters", 5)
     assert both["limit"].iloc[0] == 20
     assert (both["ratio"] == 3.1 / 2.6).all() and (both["low"] == 3.1 / 2.7).all()
+    both = ratio(frame[frame["name"] == "c"], frame[frame["name"] == "a"], "parameters", 5)
+    assert both["beyond"].all() and both["limit"].iloc[0] == 30
+    both = ratio(frame[frame["name"] == "a"], frame[frame["name"] == "c"], "parameters", 5)
+    assert not both["beyond"].any()
+
+
+def test_prices_are_those_of_the_best_on_the_images_left_out():
+    costs = {"hidden 8x8": 9, "hidden 16x8": 50, "block 64": 10, "stack 2 x 64": 20}
+    errors = {"hidden 8x8": 3.0, "hidden 16x8": 2.0, "block 64": 4.0, "stack 2 x 64": 1.0}
+    rows = [row(n, c, errors[n], errors[n] + 0.1) for n, c in costs.items()]
+    frame = with_family(pd.DataFrame(rows))
+    found = prices(frame.assign(operations=2 * frame["parameters"], seconds=1.0))
+    names = found["name"].to_list()
+    assert names == ["hidden 16x8", "hidden 8x8", "block 64", "stack 2 x 64"]
+    assert found["error"].to_list() == [2.1, 3.1, 4.1, 1.1]
+    assert found["operations"].to_list() == [100, 18, 20, 40]
 
 
 def test_models_have_their_costs():
