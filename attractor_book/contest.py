@@ -336,7 +336,8 @@ def prices(models: pd.DataFrame) -> pd.DataFrame:
     theirs = {rival: best(sides(models, rival)[1]) for rival in RIVALS}
     within = ours[ours["operations"] <= theirs["a block"]["operations"] * (1 + 1e-9)]
     rows = {"ours": best(ours), "ours, at a block's operations": best(within), **theirs}
-    return pd.DataFrame(rows).T[["name", "stages", *kept[1:]]].rename(columns={"test": "error"})
+    found = pd.DataFrame(rows).T.infer_objects()
+    return found[["name", "stages", *kept[1:]]].rename(columns={"test": "error"})
 
 
 def at_equal_cost(models: pd.DataFrame, costs, aims: dict[str, float]) -> pd.DataFrame:
