@@ -78,7 +78,8 @@ READ = {"letters": "tinyshakespeare", "n_train": 2_000_000, "n_test": 55_000}
 COUNTED = "log-bilinear 8; log-bilinear 24; 3-gram; 4-gram; 5-gram; 6-gram"
 READERS = [  # who, a name, epochs (of a stage), times the learning rate, seeds
     ("stages 16x16", "stages16x16", 1, 1.0, (0, 1, 2)),
-    ("stages 16x16", "stages16x16", 3, 1.0, (0,)),
+    ("stages 16x16", "stages16x16", 3, 1.0, (0, 1, 2)),
+    ("stages 16x16", "stages16x16", 6, 1.0, (0,)),
     ("stages 32x16", "stages32x16", 1, 1.0, (0,)),
     ("exact 16x16", "exact16x16", 1, 1.0, (0,)),
     (COUNTED, "counted", 1, 1.0, (0,)),
