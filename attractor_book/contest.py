@@ -257,6 +257,11 @@ ENTRANTS |= {
 }
 
 
+def priced_as(name: str) -> str:
+    """The entrant of the benchmark that costs the same: AdamW's weight decay costs nothing."""
+    return name.removesuffix(", decay") if isinstance(ENTRANTS[name], EndToEnd) else name
+
+
 def with_family(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame with a column `family`, that of the entrant that its column `name` names."""
     return frame.assign(family=[ENTRANTS[name].family for name in frame["name"]])
@@ -285,7 +290,9 @@ def models(stored: pd.DataFrame, costs: pd.DataFrame, n_images: int = 55_000) ->
     keys = [*MODEL, "parameters", "seed", "level"]
     wide = errors.pivot_table("error", keys, "split").reset_index()
     costs = costs.groupby(["task", "name", "stages"])[["operations", "training µs"]].median()
-    wide = with_family(wide).merge(costs, on=["task", "name", "stages"])
+    costs = costs.rename_axis(["task", "priced as", "stages"])
+    wide = with_family(wide).assign(**{"priced as": wide["name"].map(priced_as)})
+    wide = wide.merge(costs, on=["task", "priced as", "stages"]).drop(columns="priced as")
     seconds = 1e-6 * wide.pop("training µs") * wide["epochs"] * n_images
     wide = wide.assign(seconds=seconds)
     keys = [key for key in MODEL if key != "lr_factor"]

@@ -67,6 +67,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*images, 0, "stack 4 x 64", 30, 1.0) for images in (HIDDEN, CLOTHES)],
     (*HIDDEN, 0, "stack 2 x 64", 120, 2.0),
     (*HIDDEN, 0, "stack 4 x 64", 60, 4.0),
+    (*HIDDEN, 0, "block 128, decay", 60, 2.0),
     *[(*HIDDEN, 0, name, 60, factor) for name, factor in WIDTHS],
     *[(data, "noise", 0, "stack 4 x 64", 30, 2.0) for data in ("MNIST", "FashionMNIST")],
 ]
