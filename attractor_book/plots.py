@@ -70,7 +70,7 @@ COLOURS = {
     "mean of 100 test images": STARTS["test"],
     "a fifth wrong": STARTS["noise"],
     "noisy": STARTS["noise"],
-    "another author": STARTS["shuffled"],
+    "another author": STARTS["null"],
     "cascade": MODELS["attractor, 1 full head"],
     "hidden spins": MODELS["attractor, 16 heads of rank 16"],
     "hidden spins, shared": MODELS["attractor, 8 heads of rank 16, shared"],

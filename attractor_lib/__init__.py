@@ -8,7 +8,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from attractor_lib.corruption import AddNoise, HideTokens, mean_token, no_corruption
-from attractor_lib.data import load_images
+from attractor_lib.data import Alphabet, load_images, load_text
 from attractor_lib.dynamics import run
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.learning import energy_rule, prediction_rule
@@ -19,12 +19,14 @@ __version__ = "0.6.0"
 
 __all__ = [
     "AddNoise",
+    "Alphabet",
     "AttractorNetwork",
     "HideTokens",
     "PatchEmbedding",
     "TrainingConfig",
     "energy_rule",
     "load_images",
+    "load_text",
     "mean_token",
     "no_corruption",
     "prediction_rule",

@@ -134,8 +134,9 @@ class CausalModel(nn.Module):
             (T + n,) or (batch, T + n).
 
         Raises:
-            ValueError: for a prompt that is none, n, a temperature or a window out of range, and
-                for a network with hidden spins, which a cascade has to give.
+            ValueError: for a prompt that is none, n, a temperature or a window out of range, for
+                energies that are NaN, and for a network with hidden spins, which a cascade has to
+                give.
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 0:
             raise ValueError(f"n must be a whole number >= 0, got {n!r}")
@@ -154,6 +155,10 @@ class CausalModel(nn.Module):
         for _ in range(n):
             recent = text[:, max(0, text.shape[1] - (window or self.reach)) :]
             e = self.energies(F.pad(recent, (0, 1)))[:, -1].double()  # whatever the last letter is
+            if e.isnan().any():
+                raise ValueError(
+                    "energies must be numbers to draw a letter, got NaN: see the parameters"
+                )
             if temperature == 0:
                 letter = e.argmin(-1, keepdim=True)
             else:
