@@ -212,6 +212,14 @@ def test_temperature_zero_takes_the_likeliest_and_low_ones_come_near():
     assert torch.equal(cold, network.generate(prompt, 8, temperature=1e-6))
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_draws_no_letter_from_energies_that_are_nan(temperature):
+    network = made()
+    network.bias[1] = torch.nan
+    with pytest.raises(ValueError, match="energies must be numbers to draw a letter, got NaN"):
+        network.generate(texts(1, 3), 2, temperature=temperature)
+
+
 @FORMS
 @pytest.mark.parametrize("model", [made, cascade])
 def test_every_text_ends_as_the_same_one(exact, model):
