@@ -23,7 +23,10 @@ PROFILES = {
 }
 
 
-def rows(device, rounds, tasks, names=tuple(n for n in ENTRANTS if priced_as(n) == n)):
+COSTED = tuple(name for name in ENTRANTS if priced_as(name) == name)
+
+
+def rows(device, rounds, tasks, names=COSTED):
     for task, n_sites, dim in tasks:
         yield from costs(device, rounds, task, n_sites, dim, names)
 
