@@ -1,6 +1,7 @@
 """Figures: what is drawn are the numbers that were given."""
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
@@ -12,6 +13,7 @@ from attractor_book.plots import (
     plot_band,
     plot_images,
     plot_overlaps,
+    plot_ratio,
 )
 
 
@@ -39,6 +41,19 @@ def test_colour_images_are_shown_in_colour():
     shown = [artist.get_array() for artist in ax.get_images()]
     assert len(shown) == 6 and shown[4].shape == (4, 5, 3)
     assert np.allclose(shown[4], images[1, 1].permute(1, 2, 0))
+    plt.close(fig)
+
+
+def test_a_ratio_is_dotted_where_rivals_have_ended():
+    frame = pd.DataFrame({"limit": [1.0, 2, 4, 8], "ratio": [1.2, 1.1, 1.0, 0.9]})
+    frame = frame.assign(
+        low=frame["ratio"], high=frame["ratio"], beyond=[False, False, False, True]
+    )
+    fig, ax = plt.subplots()
+    plot_ratio(ax, frame, "a block")
+    within, beyond = (line for line in ax.get_lines() if line.get_color() == COLOURS["block"])
+    assert (within.get_linestyle(), beyond.get_linestyle()) == ("-", ":")
+    assert (list(within.get_xdata()), list(beyond.get_xdata())) == ([1, 2, 4], [8])
     plt.close(fig)
 
 
