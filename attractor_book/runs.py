@@ -45,6 +45,11 @@ HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
 MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
 NOISY = ("hidden 16x8, decay", 8, 0.5), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
 WIDTHS = ("block 32", 4.0), ("block 128", 2.0), ("looped 2 x 64", 2.0), ("block 256", 1.0)
+DECIDING = (
+    ("stack 4 x 64", 30, 4.0),
+    ("block 128, decay", 60, 2.0),
+    ("hidden 32x8, decay", 8, 1.0),
+)
 NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
     ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
     ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0)),
@@ -68,6 +73,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "stack 2 x 64", 120, 2.0),
     (*HIDDEN, 0, "stack 4 x 64", 60, 4.0),
     (*HIDDEN, 0, "block 128, decay", 60, 2.0),
+    *[(*HIDDEN, seed, *entrant) for seed in (1, 2) for entrant in DECIDING],
     *[(*HIDDEN, 0, name, 60, factor) for name, factor in WIDTHS],
     *[(data, "noise", 0, "stack 4 x 64", 30, 2.0) for data in ("MNIST", "FashionMNIST")],
 ]
