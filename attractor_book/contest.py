@@ -253,7 +253,7 @@ ENTRANTS = {
 }
 ENTRANTS |= {
     f"{name}, decay": replace(ENTRANTS[name], weight_decay=0.1)
-    for name in ("block 128", "stack 4 x 64")
+    for name in ("block 128", "block 256", "stack 4 x 64")
 }
 
 

@@ -44,7 +44,7 @@ CONTEST = {"n_train": 55000, "n_test": 10000}
 HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
 MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
 NOISY = ("hidden 16x8, decay", 8, 0.5), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
-WIDTHS = ("block 32", 4.0), ("block 128", 2.0), ("looped 2 x 64", 2.0), ("block 256", 1.0)
+WIDTHS = ("block 32", 60, 4.0), ("looped 2 x 64", 60, 2.0), ("block 256, decay", 30, 1.0)
 DECIDING = (
     ("stack 4 x 64", 30, 4.0),
     ("block 128, decay", 60, 2.0),
@@ -74,7 +74,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "stack 4 x 64", 60, 4.0),
     (*HIDDEN, 0, "block 128, decay", 60, 2.0),
     *[(*HIDDEN, seed, *entrant) for seed in (1, 2) for entrant in DECIDING],
-    *[(*HIDDEN, 0, name, 60, factor) for name, factor in WIDTHS],
+    *[(*HIDDEN, 0, *entrant) for entrant in WIDTHS],
     *[(data, "noise", 0, "stack 4 x 64", 30, 2.0) for data in ("MNIST", "FashionMNIST")],
 ]
 GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
@@ -117,6 +117,7 @@ RUNS = [  # chapter, name of the run, parameters
             ("ours", "hidden 16x8, decay", (0.5, 1.0, 2.0)),
             ("deep", "stack 2 x 64; stack 4 x 64; block 32", (8.0,)),
             ("decayed", "block 128, decay", (2.0,)),
+            ("block256", "block 256, decay", (0.5, 1.0, 2.0)),
             ("decayed-deep", "stack 4 x 64, decay", (4.0,)),
         )
         for factor in factors
@@ -230,6 +231,22 @@ RUNS = [  # chapter, name of the run, parameters
             ("together-x2.0", "all together", 2.0),
         )
         if seed == 0 or name == "local"
+    ],
+    *[  # what the local rule gives up, by depth
+        (
+            "18_hidden_spins",
+            f"{name}-{n_stages}-stages",
+            {
+                **{"only": only, "n_stages": n_stages, "lr_factor": factor},
+                **{"n_train": 20000, "epochs": 5, "n_test": 5000},
+            },
+        )
+        for name, only, factor, depths in (
+            ("local", "hidden spins", 1.0, (6,)),
+            ("together-x0.5", "all together", 0.5, (2, 6)),
+            ("together-x1.0", "all together", 1.0, (2, 6)),
+        )
+        for n_stages in depths
     ],
     *[
         ("24_one_head", f"long-seed{seed}", {"n_train": 60000, "epochs": 6, "seed": seed})
