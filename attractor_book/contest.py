@@ -269,6 +269,7 @@ def with_family(frame: pd.DataFrame) -> pd.DataFrame:
 
 OURS = "cascade", "hidden spins", "hidden spins, shared"  # families
 RIVALS = {"a block": ("block", "looped block", "bare attention"), "a stack": ("stack of blocks",)}
+COSTS = ["parameters", "operations", "seconds"]
 MODEL = ["data", "task", "name", "stages", "epochs", "lr_factor"]  # what tells models apart
 
 
@@ -333,18 +334,16 @@ def prices(models: pd.DataFrame) -> pd.DataFrame:
         A row for ours, for the best of ours that needs no more operations than the best block, and
         for each rival: name, stages, error on the test images, and costs.
     """
-    kept = ["left out", "test", "parameters", "operations", "seconds"]
+    ours = sides(models, "a block")[0]
 
-    def best(of: pd.DataFrame) -> pd.Series:
-        of = of.groupby(["name", "stages", "epochs", "lr_factor"])[kept].mean().reset_index()
-        return of.loc[of["left out"].idxmin()]
+    def best(of: pd.DataFrame, operations: float = math.inf) -> pd.Series:
+        return chosen(of, "operations", [operations]).iloc[0]
 
-    ours, _ = sides(models, "a block")
     theirs = {rival: best(sides(models, rival)[1]) for rival in RIVALS}
-    within = ours[ours["operations"] <= theirs["a block"]["operations"] * (1 + 1e-9)]
-    rows = {"ours": best(ours), "ours, at a block's operations": best(within), **theirs}
+    within = best(ours, theirs["a block"]["operations"])
+    rows = {"ours": best(ours), "ours, at a block's operations": within, **theirs}
     found = pd.DataFrame(rows).T.infer_objects()
-    return found[["name", "stages", *kept[1:]]].rename(columns={"test": "error"})
+    return found[["name", "stages", "test", *COSTS]].rename(columns={"test": "error"})
 
 
 def at_equal_cost(models: pd.DataFrame, costs, aims: dict[str, float]) -> pd.DataFrame:
@@ -365,28 +364,28 @@ def chosen(models: pd.DataFrame, cost: str, limits) -> pd.DataFrame:
 
     Args:
         models: as `models` returns them, of one level; errors are means over the seeds.
-        cost: the name of a column.
+        cost: one of `COSTS`.
         limits: of the cost.
 
     Returns:
-        A row a limit: its name, stages and epochs, and its test error, lowest and highest over the
-        seeds too; NaN where nothing is as cheap.
+        A row a limit: its name, stages and epochs, its test error, lowest and highest over the
+        seeds too, and its costs; NaN where nothing is as cheap.
     """
     of = models.groupby(MODEL).agg(
         left_out=("left out", "mean"),
         test=("test", "mean"),
         low=("test", "min"),
         high=("test", "max"),
-        cost=(cost, "mean"),
+        **{name: (name, "mean") for name in COSTS if name in models},
     )
     rows = []
     for limit in limits:
-        within = of[of["cost"] <= limit * (1 + 1e-9)]
+        within = of[of[cost] <= limit * (1 + 1e-9)]
         best = within["left_out"].idxmin() if len(within) else None
         about = {} if best is None else dict(zip(MODEL, best)) | within.loc[best].to_dict()
         rows.append({"limit": limit, **about})
     return pd.DataFrame(rows).reindex(
-        columns=["limit", "name", "stages", "epochs", "test", "low", "high"]
+        columns=["limit", "name", "stages", "epochs", "test", "low", "high", *COSTS]
     )
 
 
