@@ -44,7 +44,7 @@ def find_files(name: str, data_set: DataSet, root: str | os.PathLike | None = No
     """
     root = root or os.environ.get("ATTRACTOR_DATA") or Path.home() / ".cache" / "attractor_lib"
     root = Path(root).expanduser()
-    if not _complete(root / data_set.folder, data_set.checksums):
+    if not _complete(root / data_set.folder, data_set):
         _fetch(root, name, data_set)
     return root / data_set.folder
 
@@ -68,15 +68,16 @@ def announce(name: str, what: str) -> None:
     print(f"{name}: {what}", file=sys.stderr, flush=True)
 
 
-def _complete(folder: Path, checksums: dict[str, str]) -> bool:
-    for file, expected in checksums.items():
+def _complete(folder: Path, data_set: DataSet) -> bool:
+    then = "to have it fetched again" if data_set.sources else "and put the right one there"
+    for file, expected in data_set.checksums.items():
         kind = {32: "md5", 64: "sha256"}[len(expected)]
         if (folder / file).exists() and (got := digest(folder / file, kind)) != expected:
             raise ValueError(
                 f"{folder / file} is damaged: expected {kind} {expected}, got {got} "
-                f"({(folder / file).stat().st_size:,} bytes); remove it to have it fetched again"
+                f"({(folder / file).stat().st_size:,} bytes); remove it {then}"
             )
-    return all((folder / file).exists() for file in checksums)
+    return all((folder / file).exists() for file in data_set.checksums)
 
 
 def digest(path: Path, kind: str) -> str:
@@ -97,13 +98,13 @@ def _fetch(root: Path, name: str, data_set: DataSet) -> None:
         raise RuntimeError(message) from error
     with lock:
         try:
-            if _complete(folder, data_set.checksums):
+            if _complete(folder, data_set):
                 return
             for source in data_set.sources:
                 shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
                 try:
                     source(partial, name)
-                    if not _complete(partial / data_set.folder, data_set.checksums):
+                    if not _complete(partial / data_set.folder, data_set):
                         raise RuntimeError("it did not give all the files")
                     folder.mkdir(parents=True, exist_ok=True)
                     for file in data_set.checksums:

@@ -258,6 +258,8 @@ def test_reads_zipped_colour_images_in_an_order_of_their_own(tmp_path, monkeypat
                 Image.fromarray(pixels).save(png, "png")
                 archive.writestr(f"class{k // 5}/{k:04}.jpg", png.getvalue())
         checksums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match="is damaged.*remove it and put the right one there"):
+        load_images("CIFAR10-JPEG", "train", tmp_path)  # published nowhere
     replace_files(monkeypatch, "CIFAR10-JPEG", checksums=checksums)
     train = (load_images("CIFAR10-JPEG", "train", tmp_path) * 255).round().byte()
     assert torch.equal(train, (load_images("cifar10-jpeg", "train", tmp_path) * 255).round().byte())
