@@ -44,8 +44,9 @@ class Text(NamedTuple):
 def text(name: str, n_train: int, n_test: int, seed: int = 0) -> Text:
     """By name, of `TEXTS`; n_train letters to train on, n_test to choose by and to measure on.
 
-    Of Shakespeare the left-out letters are the last of the train split. A source's letters to
-    measure on are the same whatever the seed, of those to train on.
+    Of a text in a language, which may have fewer letters to train on than n_train, those left out
+    are the last of the train split. A source's letters to measure on are the same whatever the
+    seed, of those to train on.
     """
     if name in SOURCES:
         source = SOURCES[name]
