@@ -71,7 +71,6 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*HIDDEN, 0, name, 15, 2.0) for name in ("stack 2 x 64", "block 64")],
     *[(*images, 0, "stack 4 x 64", 30, 1.0) for images in (HIDDEN, CLOTHES)],
     (*HIDDEN, 0, "stack 2 x 64", 120, 2.0),
-    (*HIDDEN, 0, "stack 4 x 64", 60, 4.0),
     (*HIDDEN, 0, "block 128, decay", 60, 2.0),
     *[(*HIDDEN, seed, *entrant) for seed in (1, 2) for entrant in DECIDING],
     *[(*HIDDEN, 0, *entrant) for entrant in WIDTHS],
@@ -163,6 +162,14 @@ RUNS = [  # chapter, name of the run, parameters
             ("FashionMNIST", "stack 4 x 64", (2.0,)),
         )
         for factor in factors
+    ],
+    *[
+        (
+            "19_verdict",
+            f"rate-x{factor}-longest-stack4x64",
+            {**CONTEST, "epochs": 60, "lr_factor": factor, "only": "stack 4 x 64"},
+        )
+        for factor in (2.0, 4.0)
     ],
     *[
         (
