@@ -250,7 +250,6 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for name, only, factor, depths in (
             ("local", "hidden spins", 1.0, (6,)),
-            ("together-x0.5", "all together", 0.5, (2, 6)),
             ("together-x1.0", "all together", 1.0, (2, 6)),
         )
         for n_stages in depths
