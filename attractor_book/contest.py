@@ -376,7 +376,7 @@ def chosen(models: pd.DataFrame, cost: str, limits) -> pd.DataFrame:
         test=("test", "mean"),
         low=("test", "min"),
         high=("test", "max"),
-        **{name: (name, "mean") for name in COSTS if name in models},
+        **{name: (name, "mean") for name in COSTS},
     )
     rows = []
     for limit in limits:
