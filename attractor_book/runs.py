@@ -41,7 +41,8 @@ TWO_DEEP = "stack 2 x 64; looped 2 x 64"
 DEAR = "block 128; stack 4 x 64"
 LOCAL = "tokens alone; tokens alone, afresh; hidden spins; hidden spins, afresh"
 CONTEST = {"n_train": 55000, "n_test": 10000}
-HIDDEN, CLOTHES = ("MNIST", "hidden"), ("FashionMNIST", "hidden")
+DATA = ("MNIST", "FashionMNIST")
+HIDDEN, CLOTHES = ((data, "hidden") for data in DATA)
 MAIN = ("hidden 16x8, decay", 12, 1.0), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
 NOISY = ("hidden 16x8, decay", 8, 0.5), ("stack 2 x 64", 60, 2.0), ("block 64", 60, 2.0)
 WIDTHS = ("block 32", 60, 4.0), ("looped 2 x 64", 60, 2.0), ("block 256, decay", 30, 1.0)
@@ -50,16 +51,21 @@ DECIDING = (
     ("block 128, decay", 60, 2.0),
     ("hidden 32x8, decay", 8, 1.0),
 )
+ON_CLOTHES = (
+    ("stack 4 x 64", 60, 2.0),
+    ("hidden 32x8, decay", 8, 1.0),
+    ("block 256, decay", 30, 1.0),
+)
 NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
     ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
-    ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0)),
+    ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0, 4.0)),
     ("hidden 16x8", "hidden16x8", 4, (0.25, 0.5)),
     ("hidden 16x8, decay", "hidden16x8-decay", 4, (0.25, 0.5, 1.0)),
 )
 CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning rate
     *[(*HIDDEN, seed, *entrant) for seed in (0, 1, 2) for entrant in MAIN],
     *[(*CLOTHES, 0, *entrant) for entrant in (*MAIN, ("block 128", 60, 2.0))],
-    *[(data, "noise", 0, *entrant) for data in ("MNIST", "FashionMNIST") for entrant in NOISY],
+    *[(data, "noise", 0, *entrant) for data in DATA for entrant in NOISY],
     (*HIDDEN, 0, "hidden 16x8", 12, 1.0),
     (*HIDDEN, 0, "hidden 8x8", 12, 1.0),
     (*HIDDEN, 0, "hidden 32x8", 8, 1.0),
@@ -74,7 +80,10 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     (*HIDDEN, 0, "block 128, decay", 60, 2.0),
     *[(*HIDDEN, seed, *entrant) for seed in (1, 2) for entrant in DECIDING],
     *[(*HIDDEN, 0, *entrant) for entrant in WIDTHS],
-    *[(data, "noise", 0, "stack 4 x 64", 30, 2.0) for data in ("MNIST", "FashionMNIST")],
+    *[(data, "noise", 0, "stack 4 x 64", n, 2.0) for data in DATA for n in (30, 60)],
+    *[(*CLOTHES, 0, *entrant) for entrant in ON_CLOTHES],
+    (*HIDDEN, 0, "block 256, decay", 60, 1.0),
+    *[(*HIDDEN, seed, "stack 4 x 64", 60, 2.0) for seed in (1, 2)],
 ]
 GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
 COLOUR = {**GREY, "n_train": 20000, "epochs": 5, "n_test": 1000, "n_steps": 100}
