@@ -102,7 +102,7 @@ def test_every_printed_statement_is_among_the_findings():
     held = by_name["clothes: 2 to 5% ahead of the best stack"]
     assert held[1:3] == ["19_verdict", "On clothes, and with noise"]
     assert held[4:] == ["Fashion-MNIST", "holds"]
-    assert by_name["sigma = 0.1: one full head is cleaner than its input"][5] == "does not hold"
+    assert by_name["k = 1: at 200 at most 2% above the best step"][5] == "does not hold"
 
 
 def test_the_map_has_every_chapter_and_leads_to_each():
