@@ -99,7 +99,7 @@ def test_every_printed_statement_is_among_the_findings():
     said = [json.loads(unescape(row)) for row in rows]
     assert {row[0] for row in said} <= set(range(1, len(CHAPTERS) + 1))
     by_name = {row[3]: row for row in said}
-    held = by_name["clothes: 2 to 5% ahead of the best stack"]
+    held = by_name["clothes: level with the best stack (2%)"]
     assert held[1:3] == ["19_verdict", "On clothes, and with noise"]
     assert held[4:] == ["Fashion-MNIST", "holds"]
     assert by_name["k = 1: at 200 at most 2% above the best step"][5] == "does not hold"
