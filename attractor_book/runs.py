@@ -167,7 +167,8 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for data, name, factors in (
             *(("MNIST", name, (1.0, 2.0)) for name in ("block 64", "block 128", "stack 2 x 64")),
-            ("MNIST", "stack 4 x 64", (2.0, 4.0)),
+            *(("MNIST", name, (4.0,)) for name in ("stack 2 x 64", "stack 4 x 64")),
+            ("MNIST", "stack 4 x 64", (2.0,)),
             ("FashionMNIST", "stack 4 x 64", (2.0,)),
         )
         for factor in factors
