@@ -82,7 +82,7 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*HIDDEN, 0, *entrant) for entrant in WIDTHS],
     *[(data, "noise", 0, "stack 4 x 64", n, 2.0) for data in DATA for n in (30, 60)],
     *[(*CLOTHES, 0, *entrant) for entrant in ON_CLOTHES],
-    (*HIDDEN, 0, "block 256, decay", 60, 1.0),
+    *[(*HIDDEN, seed, "block 256, decay", 60, 1.0) for seed in (0, 1, 2)],
     *[(*HIDDEN, seed, "stack 4 x 64", 60, 2.0) for seed in (1, 2)],
 ]
 GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
