@@ -166,9 +166,9 @@ RUNS = [  # chapter, name of the run, parameters
             {**CONTEST, "data": data, "epochs": 30, "lr_factor": factor, "only": name},
         )
         for data, name, factors in (
-            *(("MNIST", name, (1.0, 2.0)) for name in ("block 64", "block 128", "stack 2 x 64")),
-            *(("MNIST", name, (4.0,)) for name in ("stack 2 x 64", "stack 4 x 64")),
-            ("MNIST", "stack 4 x 64", (2.0,)),
+            *(("MNIST", name, (1.0, 2.0)) for name in ("block 64", "block 128")),
+            ("MNIST", "stack 2 x 64", (1.0, 2.0, 4.0)),
+            ("MNIST", "stack 4 x 64", (2.0, 4.0)),
             ("FashionMNIST", "stack 4 x 64", (2.0,)),
         )
         for factor in factors
@@ -216,7 +216,7 @@ RUNS = [  # chapter, name of the run, parameters
     ],
     *[
         ("21_other_images", f"{data}-seed{seed}", {**GREY, "data": data, "seed": seed})
-        for data in ("MNIST", "FashionMNIST")
+        for data in DATA
         for seed in (0, 1, 2)
     ],
     *[
