@@ -249,6 +249,7 @@ ENTRANTS = {
     "block 64, last norm": stack(64, 8e-3, n_layers=1, last_norm=True),
     **{f"block {width}": stack(width, 8e-3, n_layers=1) for width in (32, 64, 128, 256)},
     **{f"stack {n} x 64": stack(64, 8e-3, n_layers=n) for n in (2, 4)},
+    "stack 2 x 64, last norm": stack(64, 8e-3, n_layers=2, last_norm=True),
     "looped 2 x 64": stack(64, 8e-3, n_layers=1, n_loops=2),
 }
 ENTRANTS |= {

@@ -59,6 +59,7 @@ ON_CLOTHES = (
 NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
     ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
     ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0, 4.0)),
+    ("block 128, decay", "block128-decay", 8, (1.0, 2.0)),
     ("hidden 16x8", "hidden16x8", 4, (0.25, 0.5)),
     ("hidden 16x8, decay", "hidden16x8-decay", 4, (0.25, 0.5, 1.0)),
 )
@@ -84,6 +85,9 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*CLOTHES, 0, *entrant) for entrant in ON_CLOTHES],
     *[(*HIDDEN, seed, "block 256, decay", 60, 1.0) for seed in (0, 1, 2)],
     *[(*HIDDEN, seed, "stack 4 x 64", 60, 2.0) for seed in (1, 2)],
+    (*HIDDEN, 0, "stack 4 x 64", 15, 4.0),
+    ("MNIST", "noise", 0, "block 128, decay", 30, 2.0),
+    *[("MNIST", "noise", 0, name, 8, 0.5) for name in ("hidden 4x8", "hidden 8x8")],
 ]
 GREY = {"n_train": 60000, "epochs": 4, "n_test": 2000, "n_steps": 200}
 COLOUR = {**GREY, "n_train": 20000, "epochs": 5, "n_test": 1000, "n_steps": 100}
@@ -127,6 +131,8 @@ RUNS = [  # chapter, name of the run, parameters
             ("decayed", "block 128, decay", (2.0,)),
             ("block256", "block 256, decay", (0.5, 1.0, 2.0)),
             ("decayed-deep", "stack 4 x 64, decay", (4.0,)),
+            ("last-norm", "block 64, last norm; stack 2 x 64, last norm", (8.0,)),
+            ("deep-last-norm", "stack 2 x 64, last norm", (2.0, 4.0)),
         )
         for factor in factors
     ],
