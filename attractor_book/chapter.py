@@ -51,11 +51,14 @@ def image_tokens(
         side: of the square in the middle of each image that is used [pixels], all if None.
 
     Raises:
-        ValueError: for one validation image, of which no spread can be told.
+        ValueError: for one validation image, of which no spread can be told, and for a side that
+            is longer than the images'.
     """
     require(n_validation != 1, f"n_validation must be 0 or at least 2, got {n_validation}")
     train, test = (load_images(name, split).to(device) for split in ("train", "test"))
     if side is not None:
+        most = train.shape[-1]
+        require(1 <= side <= most, f"side must be from 1 to {most}, that of {name}, got {side}")
         cut = (train.shape[-1] - side) // 2
         train, test = (x[..., cut : cut + side, cut : cut + side] for x in (train, test))
     if n_validation:

@@ -273,8 +273,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     sub = add(data, "fetch a data set and check it", "  attractor-book data MNIST")
-    sub.add_argument("name", nargs="?", default="MNIST", help="a data set (default: MNIST)")
-    sub.add_argument("--root", help="where to look and to put it (default: $ATTRACTOR_DATA)")
+    known = "MNIST, FashionMNIST, CIFAR10, CIFAR10-JPEG or tinyshakespeare (default: MNIST)"
+    sub.add_argument("name", nargs="?", default="MNIST", help=known)
+    sub.add_argument(
+        "--root",
+        help="where to look and to put it (default: $ATTRACTOR_DATA, else ~/.cache/attractor_lib)",
+    )
     return parser
 
 

@@ -167,6 +167,12 @@ class Layered:
         form = {"couplings": couplings, "n_known": n_known}
         return AttractorNetwork(n_sites, dim + n_known, beta=10.0, **form)
 
+    def tuned(self, config: TrainingConfig) -> TrainingConfig:
+        """The configuration with this cascade's optimiser; its learning rate multiplies ours."""
+        rate = config.learning_rate * self.learning_rate
+        own = {"learning_rate": rate, "warmup": 0.1, "optimizer": "AdamW"}
+        return replace(config, **own, weight_decay=self.weight_decay)
+
     def fit(
         self,
         tokens: Tensor,
@@ -188,9 +194,7 @@ class Layered:
             if t and not self.afresh:
                 start_from(stage, cascade.stages[-1])
             after = AfterStages(cascade, corrupt)
-            rate = config.learning_rate * self.learning_rate
-            own = replace(config, learning_rate=rate, warmup=0.1, seed=seed)
-            own = replace(own, optimizer="AdamW", weight_decay=self.weight_decay)
+            own = replace(self.tuned(config), seed=seed)
 
             def so_far(state: Tensor, sites: Tensor, stage=stage, cascade=cascade) -> Tensor:
                 new = stage.spins(stage.update(cascade.seen(state, sites)))
@@ -210,10 +214,7 @@ class Layered:
             generator = torch.Generator().manual_seed(config.seed + 1000 * t)
             stage = self.network(n_sites, dim, cascade.n_known(dim), generator).to(tokens.device)
             cascade.add(stage)
-        rate = config.learning_rate * self.learning_rate
-        config = replace(
-            config, learning_rate=rate, warmup=0.1, epochs=config.epochs * self.n_stages
-        )
+        config = replace(self.tuned(config), epochs=config.epochs * self.n_stages)
         error = watch and partial(watch, cascade)
         curve = watched(cascade, through_all_stages, tokens, corrupt, config, error)
         return Trained(cascade, cascade, self.n_stages, n_parameters(cascade), curve)
@@ -348,15 +349,16 @@ def prices(models: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_equal_cost(models: pd.DataFrame, costs, aims: dict[str, float]) -> pd.DataFrame:
-    """`summary` of the ratio for each data set, task, level, rival and cost; aims by rival."""
+    """`summary` of the ratio for each data set, task, level, rival and cost; aims by rival, but 1
+    at equal parameters.
+    """
     rows = []
     for (data, task, level), frame in models.groupby(["data", "task", "level"]):
         for rival in RIVALS:
             for cost in costs:
-                found = summary(ratio(*sides(frame, rival), cost), aims[rival])
-                found["factor at the aim"] = found.pop(f"factor at {aims[rival]:.2f}")
                 about = {"data": data, "task": task, "rival": rival, "cost": cost, "level": level}
-                rows.append(about | found)
+                aim = 1.0 if cost == "parameters" else aims[rival]
+                rows.append(about | summary(ratio(*sides(frame, rival), cost), aim))
     return pd.DataFrame(rows)
 
 
@@ -391,7 +393,8 @@ def chosen(models: pd.DataFrame, cost: str, limits) -> pd.DataFrame:
 
 
 def ratio(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, n: int = 201) -> pd.DataFrame:
-    """The best of ours over the best of theirs at each of n costs.
+    """The best of ours over the best of theirs within each limit of a cost: where a model comes in,
+    and at n limits between.
 
     From the cost at which both have a model to that of the dearest of all.
 
@@ -400,7 +403,9 @@ def ratio(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, n: int = 201) -> 
         theirs are cheaper than that.
     """
     least, dearest = max(ours[cost].min(), theirs[cost].min()), theirs[cost].max()
-    limits = np.geomspace(least, max(ours[cost].max(), dearest), n)
+    between = np.geomspace(least, max(ours[cost].max(), dearest), n)[1:-1]
+    limits = np.concatenate([between, ours[cost], theirs[cost]])
+    limits = np.unique([least, *limits[limits > least]])
     a, b = chosen(ours, cost, limits), chosen(theirs, cost, limits)
     return pd.DataFrame(
         {
@@ -417,17 +422,23 @@ def summary(frame: pd.DataFrame, aim: float) -> dict[str, float]:
     """What a ratio over a range of costs comes to, of the frame that `ratio` returns.
 
     Returns:
-        Its lowest and highest value, that at the largest cost, and the factors in cost over which
-        it is at most `aim`, and below 1, of the factor over which it was taken.
+        Up to the dearest of theirs its lowest and highest value, and the factors in cost over which
+        it is at most `aim`, and below 1, of the factor over which it was taken; NaN where all of
+        theirs are cheaper than the first of ours. And its value at any cost.
     """
-    whole = frame["limit"].iloc[-1] / frame["limit"].iloc[0]
+    within = frame[~frame["beyond"]]
+    factors = within["limit"].shift(-1) / within["limit"]  # each holds until the next
+
+    def product(where: pd.Series) -> float:
+        return factors[where].prod() if len(within) else math.nan
+
     return {
-        "lowest": frame["ratio"].min(),
-        "highest": frame["ratio"].max(),
+        "lowest": within["ratio"].min(),
+        "highest": within["ratio"].max(),
         "at any cost": frame["ratio"].iloc[-1],
-        f"factor at {aim:.2f}": whole ** (frame["ratio"] <= aim).mean(),
-        "factor ahead": whole ** (frame["ratio"] < 1).mean(),
-        "of": whole,
+        "factor at the aim": product(within["ratio"] <= aim),
+        "factor ahead": product(within["ratio"] < 1),
+        "of": product(within["ratio"] > 0),
     }
 
 
@@ -515,7 +526,7 @@ class Trial:
         """The mean squared error per pixel on the corrupted sites of each image: (n,)."""
         generator = torch.Generator(self.tokens.device).manual_seed(self.seed)
         errors = []
-        for x, true in zip(self.tokens.split(block), self.pixels.split(block)):
+        for x, true in zip(self.tokens.split(block), self.pixels.split(block), strict=True):
             state, sites = self.corrupt(x, generator)
             errors.append(pixel_error(predict(state, sites), true, sites, self.embedding))
         return torch.cat(errors)

@@ -50,10 +50,12 @@ def find_chapter(name: str) -> Path:
     """The chapter of this number, or whose file name begins with `name`, or any notebook by its
     path.
     """
-    if name.endswith(".ipynb") and Path(name).is_file():
+    if Path(name).suffix == ".ipynb" or len(Path(name).parts) > 1:
+        if not Path(name).is_file():
+            raise ValueError(f"chapter must be a notebook that is there, got {name}")
         return Path(name).resolve()
     there = chapters()
-    matches = [path for path in there if path.stem.startswith(Path(name).stem.zfill(2))]
+    matches = [path for path in there if path.stem.startswith(name.zfill(2))]
     if len(matches) != 1:
         names = ", ".join(path.stem for path in there)
         raise ValueError(f"chapter must be the beginning of one of {names}, got {name!r}")
@@ -204,7 +206,8 @@ def execute(
             raise
     known = parameters_of(notebook)
     device = given.get("device", known["device"].default) if "device" in known else "cpu"
-    notebook.metadata.provenance = provenance(select_device(device), time.perf_counter() - began)
+    run = provenance(select_device(device), time.perf_counter() - began)
+    notebook.metadata.provenance = run | ({"threads": threads} if threads else {})
     if partial:
         partial.unlink(missing_ok=True)
     return notebook

@@ -347,9 +347,11 @@ def plot_ratio(ax: Axes, frame: pd.DataFrame, label: str) -> Axes:
     colour = COLOURS["stack of blocks" if "stack" in label else "block"]
     ax.axhline(1, color="black", linewidth=0.8)
     within, beyond = frame[~frame["beyond"]], frame[frame["beyond"]]
-    ax.plot(within["limit"], within["ratio"], color=colour, label=f"against {label}")
-    ax.plot(beyond["limit"], beyond["ratio"], ":", color=colour)
-    ax.fill_between(frame["limit"], frame["low"], frame["high"], color=colour, alpha=0.2)
+    style = {"color": colour, "drawstyle": "steps-post"}
+    ax.plot(within["limit"], within["ratio"], label=f"against {label}", **style)
+    ax.plot(beyond["limit"], beyond["ratio"], ":", **style)
+    band = {"color": colour, "alpha": 0.2, "step": "post"}
+    ax.fill_between(frame["limit"], frame["low"], frame["high"], **band)
     ax.set_xscale("log")
     ax.xaxis.set_minor_formatter("")
     return ax

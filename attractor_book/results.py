@@ -25,7 +25,7 @@ def provenance(device, seconds: float) -> dict:
     run = {
         "seconds": round(seconds, 1),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

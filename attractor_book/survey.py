@@ -148,8 +148,7 @@ class Survey:
         if label == FULL:
             shown |= {"corrupted": state, "intact": self.images.test[:n]}
         for kind, tokens in shown.items():
-            pixels = embedding.decode(tokens).clamp(0, 1)
-            yield {"model": kind, "level": level, "pixels": packed(pixels)}
+            yield {"model": kind, "level": level, "pixels": packed(embedding.decode(tokens))}
 
     def clean(self) -> Iterator[dict]:
         """Chapters 3 and 6: one full head trained on clean images, and by the energy rule."""

@@ -47,8 +47,9 @@ class WorkedFigure:
     An axis of size 1 stands for a control on which an array does not depend.
 
     Raises:
-        ValueError: for arrays of another shape, NaN, images outside [0, 1], or a name that is no
-            control's.
+        ValueError: for arrays of another shape, NaN, images outside [0, 1], too many curves or
+            none, a name that is no control's, a position that it has not, or a control along the
+            axis that does not rise.
     """
 
     name: str
@@ -66,6 +67,14 @@ class WorkedFigure:
                 f"along and start must name controls out of {list(self.controls)}, "
                 f"got {self.along!r} and {list(self.start)}"
             )
+        if not 1 <= len(self.curves) <= len(DASHES):
+            raise ValueError(f"curves must be from 1 to {len(DASHES)}, got {len(self.curves)}")
+        x = list(self.controls[self.along])
+        if len(x) < 2 or any(a >= b for a, b in zip(x, x[1:])):
+            raise ValueError(f"{self.along} must have two values at least, that rise, got {x}")
+        for label, at in self.start.items():
+            if not 0 <= at < (n := len(self.controls[label])):
+                raise ValueError(f"start of {label} must be from 0 to {n - 1}, got {at}")
         grid = tuple(len(values) for values in self.controls.values())
         for kind, trailing in (("images", 2), ("curves", 0)):
             for label, array in getattr(self, kind).items():
@@ -109,7 +118,7 @@ class WorkedFigure:
         ]
         x, xticks = scale(self.controls[self.along], LEFT, RIGHT)
         largest = max(np.abs(array).max() for array in self.curves.values())
-        decimals = 3 - math.floor(math.log10(largest)) if largest else 3
+        decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 3
         curves = {
             label: np.asarray(array, float).round(decimals) for label, array in self.curves.items()
         }

@@ -70,12 +70,16 @@ def restoration_error(
         update: a network's ``update``, or any model's prediction; or a sequence of n_steps of them,
             one for each step.
         pixels: (n, N, P) of the true patches, values in [0, 1], where the tokens do not hold all.
+
+    Raises:
+        ValueError: for pixels of another number of images.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed)
+    pixels = embedding.pixels(tokens) if pixels is None else pixels
+    if len(pixels) != len(tokens):
+        raise ValueError(f"pixels must be of {len(tokens)} images, as tokens, got {len(pixels)}")
     errors = []
-    for x, true in zip(
-        tokens.split(block), (embedding.pixels(tokens) if pixels is None else pixels).split(block)
-    ):
+    for x, true in zip(tokens.split(block), pixels.split(block), strict=True):
         state, sites = corrupt(x, generator)
         error = partial(pixel_error, true=true, sites=sites, embedding=embedding)
         errors.append(run(update, state, n_steps, clamped=~sites, observe=error).states)

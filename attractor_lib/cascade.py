@@ -33,7 +33,7 @@ def start_from(stage: AttractorNetwork, before: AttractorNetwork) -> None:
     the components that both know.
     """
     for p, earlier in zip(stage.parameters(), before.parameters(), strict=True):
-        p[..., : earlier.shape[-1]] = earlier
+        p[tuple(slice(n) for n in earlier.shape)] = earlier
 
 
 class Cascade(nn.Module):
@@ -109,7 +109,7 @@ class Cascade(nn.Module):
     def _with_hidden(self, stage: AttractorNetwork, state: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The update of a stage, and the hidden spins, from the same pooled keys."""
         o = stage.pooled(state)
-        h = stage.spins(stage.couplings.read_out(o.transpose(1, 2))) + stage.bias
+        h = stage.read_out(o.transpose(1, 2))
         return stage.moved(state, h), [self.length * F.normalize(o.flatten(2), dim=-1)]
 
     def seen(self, given: Tensor, sites: Tensor) -> Tensor:

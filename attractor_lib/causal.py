@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from attractor_lib.checkpoint import fingerprint
 from attractor_lib.learning import Gradients
-from attractor_lib.states import is_finite
+from attractor_lib.states import check_mask, is_finite
 
 
 class Field:
@@ -432,14 +432,10 @@ def causal_rule(
         raise ValueError(f"network must be a CausalNetwork, got {type(network).__name__}")
     network._check(letters, hidden)
     if not (target is None or target is letters or torch.equal(target, letters)):
-        raise ValueError("target must be the letters themselves, or None")
+        raise ValueError("target must be the letters themselves, or None, got others")
     if sites is None:
         sites = torch.ones_like(letters, dtype=torch.bool)
-    is_mask = isinstance(sites, Tensor) and sites.dtype == torch.bool
-    if not is_mask or sites.shape not in (letters.shape, letters.shape[1:]):
-        got = f"{sites.dtype} {tuple(sites.shape)}" if isinstance(sites, Tensor) else sites
-        raise ValueError(f"sites must be boolean of shape {tuple(letters.shape)}, got {got}")
-    sites = sites.expand(letters.shape)
+    sites = check_mask(sites, letters, "sites").expand(letters.shape)
     if not (n := int(sites.sum())):
         raise ValueError("at least one letter must count, got none")
     q, k, f = network._known(letters, hidden)
@@ -577,7 +573,8 @@ class StageRule:
         return causal_rule(network, letters, target, sites, hidden=hidden)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self._generator.get_state()}
+        return {"generator": self._generator.get_state()} if self.dropout else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._generator.set_state(state["generator"])
+        if self.dropout:
+            self._generator.set_state(state["generator"])

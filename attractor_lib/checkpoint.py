@@ -27,12 +27,18 @@ def lasting_name(part: Callable, role: str) -> str:
     return name
 
 
+def digest(*tensors: torch.Tensor, names: str = "") -> str:
+    """Eight digits that tell tensors from others."""
+    found = sha256(names.encode())
+    for values in tensors:
+        found.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:8]
+
+
 def fingerprint(module: torch.nn.Module) -> str:
     """Eight digits that tell a module's parameters from others."""
-    digest = sha256()
-    for name, values in module.state_dict().items():
-        digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
+    state = module.state_dict()
+    return digest(*state.values(), names=" ".join(state))
 
 
 def state_of(part):

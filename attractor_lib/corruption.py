@@ -50,15 +50,30 @@ class HideTokens:
     least: int | None = None
 
     def __post_init__(self):
-        if not 1 <= self.n_hidden <= len(self.fill):
-            raise ValueError(
-                f"n_hidden must be between 1 and the number of sites {len(self.fill)}, "
-                f"got {self.n_hidden}"
-            )
-        if self.least is not None and not 1 <= self.least <= self.n_hidden:
-            raise ValueError(
-                f"least must be between 1 and n_hidden = {self.n_hidden}, got {self.least}"
-            )
+        n, least, most = self.n_hidden, self.least, len(self.fill)
+        if not isinstance(n, int) or not 1 <= n <= most:
+            sites = f"the number of sites {most}"
+            raise ValueError(f"n_hidden must be a whole number from 1 to {sites}, got {n!r}")
+        if least is not None and not (isinstance(least, int) and 1 <= least <= n):
+            raise ValueError(f"least must be a whole number from 1 to n_hidden={n}, got {least!r}")
+
+    def __repr__(self) -> str:
+        shape, least = tuple(self.fill.shape), self.least
+        return f"HideTokens(n_hidden={self.n_hidden}, fill={shape}, least={least})"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint, which so knows the fill again."""
+        return {"fill": self.fill}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Changes nothing.
+
+        Raises:
+            ValueError: for another fill, beyond rounding.
+        """
+        there = state["fill"].to(self.fill)
+        if there.shape != self.fill.shape or not torch.allclose(there, self.fill, atol=1e-5):
+            raise ValueError("fill must be the one that the checkpoint was made with, got another")
 
     def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if tokens.shape[1:] != self.fill.shape:

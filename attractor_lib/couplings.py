@@ -251,6 +251,11 @@ class Tied(Full):
         self.J = _parameter(tie(J))
         self.tie = tie
 
+    @classmethod
+    def random(cls, n_heads, n_sites, dim, tie: Tie, generator=None) -> "Tied":
+        """The nearest tied couplings of random ones, those of `Full.random`."""
+        return cls(Full.random(n_heads, n_sites, dim, generator).J, tie)
+
     def chain_rule(self, J: Tensor) -> dict[str, Tensor]:
         return {"J": self.tie(J)}
 

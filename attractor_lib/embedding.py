@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attractor_lib.checkpoint import digest
+
 
 class PatchEmbedding:
     """A square image as N tokens on the unit sphere, and back (02_images_as_spins).
@@ -68,19 +70,22 @@ class PatchEmbedding:
         if not isinstance(components, Tensor):
             raise ValueError(f"components must be a tensor, got {type(components).__name__}")
         if self.n_frequencies is not None:
-            raise ValueError("n_frequencies must be None where components are given")
-        if components.ndim != 3 or (len(components), components.shape[2]) != (n, p):
-            got = tuple(components.shape)
-            raise ValueError(f"components must have shape ({n}, c, {p}), got {got}")
-        products = components @ components.mT - torch.eye(components.shape[1]).to(components)
-        if not products.abs().max() < 1e-4:
-            raise ValueError("components must have orthonormal rows")
+            got = self.n_frequencies
+            raise ValueError(f"n_frequencies must be None where components are given, got {got}")
+        got = tuple(components.shape)
+        if len(got) != 3 or got[1] < 1 or (got[0], got[2]) != (n, p):
+            raise ValueError(f"components must have shape ({n}, c >= 1, {p}), got {got}")
+        off = (components @ components.mT - torch.eye(got[1]).to(components)).abs().max()
+        if not off < 1e-4:
+            raise ValueError(
+                f"components must have orthonormal rows, got products off by {off:.2g}"
+            )
         return components
 
     def __repr__(self) -> str:
         low = "" if self.n_frequencies is None else f", n_frequencies={self.n_frequencies}"
         if self.n_frequencies is None and self.C is not None:
-            low = f", components={tuple(self.C.shape)}"
+            low = f", components={tuple(self.C.shape)} {digest(self.C)}"
         low += "" if self.channels == 1 else f", channels={self.channels}"
         return f"PatchEmbedding(image_size={self.image_size}, patch_size={self.patch_size}{low})"
 

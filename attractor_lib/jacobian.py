@@ -49,7 +49,8 @@ def update_jacobian(network: AttractorNetwork, x: Tensor) -> Tensor:
     """D, the derivative of the update P[h + gamma x] by the state: (batch, N, d, N, d).
 
     Raises:
-        ValueError: for a network whose space is not the sphere, or a state that it refuses.
+        ValueError: for a network whose space is not the sphere, a state that it refuses, or one
+            where a site has no field, as the update jumps there.
     """
     if not network.space.unit:
         raise ValueError(f"expected a network on the sphere, got {network.space}")
@@ -58,6 +59,8 @@ def update_jacobian(network: AttractorNetwork, x: Tensor) -> Tensor:
     sites = torch.arange(network.n_sites, device=x.device)
     jacobian[:, sites, :, sites] += network.gamma * torch.eye(network.dim).to(x)
     norm = y.norm(dim=-1, keepdim=True)
+    if not norm.all():
+        raise ValueError("x must give every site a field, got one without, where P is not smooth")
     n = y / norm
     across = jacobian - einsum("mia,mic,micjb->miajb", n, n, jacobian)
     return across / norm[..., None, None]

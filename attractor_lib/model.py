@@ -167,6 +167,8 @@ class AttractorNetwork(nn.Module):
                 f"couplings must be for {n_sites} sites of {dim} components and come without "
                 f"n_heads and rank, got {couplings}, n_heads={n_heads}, rank={rank}"
             )
+        elif generator is not None:
+            raise ValueError("generator must be None where couplings are given, which it draws")
         for name, part in (("potential", potential), ("space", space)):
             if isinstance(part, type | str):
                 raise ValueError(f"{name} must be an object such as LogSumExp(), got {part!r}")
@@ -282,9 +284,15 @@ class AttractorNetwork(nn.Module):
     @accelerated
     @in_blocks
     def field(self, x: Tensor) -> Tensor:
-        """h_i(x) = sum_h sum_j a^h_i<-j J^h_ij x_j + b_i (batch, N, d), without the gamma term."""
+        """h_i(x) = sum_h sum_j a^h_i<-j J^h_ij x_j + b_i, without the gamma term: of what moves,
+        (batch, N, n_free).
+        """
         q, k = self.couplings.queries(x), self.couplings.keys(x)
         o = einsum("mhij,mhijr->mhir", self.weights(self.scores(q, k)), k)
+        return self.read_out(o)
+
+    def read_out(self, o: Tensor) -> Tensor:
+        """The field of pooled keys o (batch, heads, N, r): (batch, N, n_free)."""
         return self.spins(self.couplings.read_out(o)) + self.bias
 
     @accelerated

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def project(x: Tensor, otherwise: Tensor) -> Tensor:
-    """P: each token divided by its norm; where that is zero, `otherwise` stands."""
+    """P: each token divided by its norm; where that is zero, `otherwise` stands. NaN stays NaN."""
     norm = x.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0, x / norm, otherwise)
+    return torch.where(norm == 0, otherwise, x / norm)
 
 
 def check_norms(x: Tensor, name: str) -> Tensor:
@@ -61,18 +61,20 @@ class Flat:
 
 
 def check_mask(mask: Tensor, x: Tensor, name: str) -> Tensor:
-    """mask, if boolean, (N,) or (batch, N) for x (batch, N, d), on its device; else ValueError."""
-    if (
-        mask.dtype != torch.bool
-        or mask.shape not in (x.shape[:2], x.shape[1:2])
-        or mask.device != x.device
-    ):
-        raise ValueError(
-            f"{name} must be boolean of shape {tuple(x.shape[1:2])} or {tuple(x.shape[:2])} on "
-            f"{x.device}, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}"
-        )
-    return mask
+    """mask, if boolean, (N,) or (batch, N) for x (batch, N, ...), on its device; else
+    ValueError.
+    """
+    if isinstance(mask, Tensor):
+        fits = mask.dtype == torch.bool and mask.shape in (x.shape[:2], x.shape[1:2])
+        if fits and mask.device == x.device:
+            return mask
+        got = f"{mask.dtype} of shape {tuple(mask.shape)} on {mask.device}"
+    else:
+        got = type(mask).__name__
+    raise ValueError(
+        f"{name} must be boolean of shape {tuple(x.shape[1:2])} or {tuple(x.shape[:2])} on "
+        f"{x.device}, got {got}"
+    )
 
 
 def clamp(new: Tensor, old: Tensor, clamped: Tensor | None) -> Tensor:

@@ -51,8 +51,7 @@ def law(network: AttractorNetwork, image: Tensor, name: str) -> Callable[[Tensor
         else:
             t = network.scores(q - q0, k0) + network.scores(q0, k)
         o = einsum("mhij,mhijr->mhir", network.weights(t), k)
-        field = network.couplings.read_out(o) + network.bias
-        return network.space.project(field + network.gamma * y, otherwise=y)
+        return network.moved(y, network.read_out(o))
 
     return update
 
@@ -119,9 +118,9 @@ def share_within(residual: Tensor, modes: Tensor) -> Tensor:
 
 
 def crossing_time(m: Tensor, threshold: float) -> Tensor:
-    """When the overlap m (n_steps + 1, batch) first falls below the threshold: (batch,).
+    """When the overlap m (n_steps + 1, batch) is first below the threshold: (batch,).
 
-    Linear between updates; infinite if it never does.
+    Linear between updates; 0 if it starts there, infinite if it never is.
     """
     if m.ndim != 2 or len(m) < 2:
         raise ValueError(f"m must have shape (n_steps + 1 >= 2, batch), got {tuple(m.shape)}")
@@ -130,4 +129,5 @@ def crossing_time(m: Tensor, threshold: float) -> Tensor:
     one = torch.arange(m.shape[1], device=m.device)
     before, after = m[t - 1, one], m[t, one]
     time = t - 1 + ((before - threshold) / (before - after)).clamp(0, 1)
+    time = torch.where(below[0], 0, time)
     return torch.where(below.any(0), time, torch.inf)

@@ -17,7 +17,7 @@ from attractor_lib.analysis import (
     retrieval,
     transient_lifetime,
 )
-from attractor_lib.corruption import AddNoise, HideTokens, Rotate, mean_token
+from attractor_lib.corruption import AddNoise, HideTokens, Rotate, mean_token, no_corruption
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -177,6 +177,14 @@ def test_basin_radius_is_linear_between_points_and_says_what_lies_outside():
 def test_refuses_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_states(7, 5, 11))
+
+
+def test_refuses_pixels_of_other_images():
+    embedding = PatchEmbedding(8, 4)
+    tokens = embedding.encode(torch.rand(3, 8, 8))
+    pixels = embedding.pixels(tokens)[:2]
+    with pytest.raises(ValueError, match="pixels must be of 3 images, as tokens, got 2"):
+        restoration_error(lambda x: x, tokens, no_corruption, embedding, pixels=pixels, block=1)
 
 
 def test_operations_by_hand():

@@ -78,9 +78,15 @@ def test_a_stage_never_changes_those_before():
     assert all(torch.equal(p, before[name]) for name, p in cascade.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["full", "low rank"])
 @pytest.mark.parametrize("known", [0, HIDDEN])
-def test_a_stage_may_start_as_the_one_before(known):
-    before, after = stage(known), stage(HIDDEN)
+def test_a_stage_may_start_as_the_one_before(known, kind):
+    if kind == "full":
+        form = {"gamma": 0.3, "beta": 1.7}
+        before = randomised(AttractorNetwork(N, D + known, **form, n_known=known))
+        after = randomised(AttractorNetwork(N, D + HIDDEN, **form, n_known=HIDDEN))
+    else:
+        before, after = stage(known), stage(HIDDEN)
     start_from(after, before)
     x = random_states(BATCH, N, D)
     known_of = {n: torch.zeros(BATCH, N, n, dtype=torch.float64) for n in (known, HIDDEN)}
@@ -88,7 +94,8 @@ def test_a_stage_may_start_as_the_one_before(known):
     torch.testing.assert_close(
         after.field(torch.cat([x, known_of[HIDDEN]], -1)), field, atol=1e-12, rtol=0
     )
-    assert before.couplings.U.data_ptr() != after.couplings.U.data_ptr()
+    of_both = (next(network.couplings.parameters()) for network in (before, after))
+    assert len({p.data_ptr() for p in of_both}) == 2
 
 
 def test_shared_factors_and_other_modules_may_be_stages():

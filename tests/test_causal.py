@@ -413,6 +413,7 @@ def test_hidden_spins_drop_out_and_come_back_where_a_training_was_left():
     again = StageRule(stages, dropout=0.3, seed=7)
     again.load_state_dict(kept)
     assert again(stage, letters)[0] == losses[1]
+    assert StageRule(stages).state_dict() == {}  # nothing is drawn
     with pytest.raises(ValueError, match="dropout must be at least 0 and less than 1, got 1"):
         StageRule(stages, dropout=1)
 

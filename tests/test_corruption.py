@@ -107,12 +107,12 @@ def test_a_rotation_turns_every_token_by_its_angle_in_a_direction_of_its_own(ang
         ),
         (
             lambda: HideTokens(0, torch.ones(5, 11)),
-            "n_hidden must be between 1 and the number of sites 5, got 0",
+            "n_hidden must be a whole number from 1 to the number of sites 5, got 0",
         ),
         (lambda: HideTokens(6, torch.ones(5, 11)), "got 6"),
         (
             lambda: HideTokens(3, torch.ones(5, 11), least=4),
-            "least must be between 1 and n_hidden = 3, got 4",
+            "least must be a whole number from 1 to n_hidden=3, got 4",
         ),
         (
             lambda: HideTokens(3, torch.ones(5, 11))(torch.ones(2, 4, 11), generator()),

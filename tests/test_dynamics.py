@@ -49,6 +49,16 @@ def test_states_are_the_iterates_of_the_update():
     assert torch.equal(trajectory.states[3], network.update(network.update(network.update(x))))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_of_nan_never_converges(dtype):
+    network, x = random_network(None).to(dtype), random_states(7, 5, 11).to(dtype)
+    network.couplings.J.fill_(math.nan)
+    trajectory = run(network.update, x, 1)
+    assert trajectory.residuals.isnan().all() and not trajectory.converged.any()
+    with pytest.raises(ValueError, match="x must have tokens of norm 1"):
+        run(network.update, x, 2)
+
+
 @pytest.mark.parametrize("each", [False, True])
 def test_clamped_sites_stand_and_act(each):
     network, x = random_network(None), random_states(7, 5, 11)

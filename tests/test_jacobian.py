@@ -69,5 +69,9 @@ def test_what_is_refused(x):
         update_jacobian(knowing, random_states(BATCH, N, D))
     with pytest.raises(ValueError, match="on the sphere, got Flat"):
         update_jacobian(free(random_network(None)), x)
+    silent = random_network(None, gamma=0)
+    silent.couplings.J.zero_(), silent.bias.zero_()
+    with pytest.raises(ValueError, match="must give every site a field, got one without"):
+        update_jacobian(silent, x)
     with pytest.raises(ValueError, match="must have shape"):
         field_jacobian(random_network(None), x[0])

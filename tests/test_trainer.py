@@ -369,6 +369,9 @@ def test_refuses_a_checkpoint_that_is_not_its_own(tokens, tmp_path):
             path,
             report=None,
         )
+    other = HideTokens(2, mean_token(tokens[:100]))
+    with pytest.raises(ValueError, match="fill must be the one that the checkpoint was made with"):
+        train(network(), prediction_rule, tokens, other, CONFIG, path, report=None)
     with pytest.raises(ValueError, match="belongs to another run .examples: 320 there, 300 here"):
         train(network(), prediction_rule, tokens[:300], hide(tokens), CONFIG, path, report=None)
     saved, other = torch.load(path), tmp_path / "other.pt"
@@ -506,11 +509,15 @@ def test_a_diverging_loss_is_an_error(tokens):
         ),
         (
             lambda: TrainingConfig(optimizer="Sgd"),
-            "optimizer must name a class of torch.optim, got 'Sgd'",
+            "optimizer must name a class of torch.optim but LBFGS, got 'Sgd'",
         ),
         (
             lambda: TrainingConfig(optimizer="Optimizer"),
-            "optimizer must name a class of torch.optim, got 'Optimizer'",
+            "optimizer must name a class of torch.optim but LBFGS, got 'Optimizer'",
+        ),
+        (
+            lambda: TrainingConfig(optimizer="LBFGS"),
+            "optimizer must name a class of torch.optim but LBFGS, got 'LBFGS'",
         ),
         *(
             (
@@ -606,6 +613,15 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine():
     fall = [0.8 * (1 + math.cos(math.pi * n / 16)) / 2 for n in range(16)]
     expected = rise + fall
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_a_warm_up_leaves_a_step_to_fall_in():
+    optimizer = make_optimizer("Adam", [torch.nn.Parameter(torch.ones(1))], 0.8)
+    schedule = make_schedule(optimizer, 2, 0.9)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    assert abs(schedule.get_last_lr()[0]) < 1e-9
 
 
 @pytest.mark.parametrize(

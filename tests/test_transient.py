@@ -1,9 +1,10 @@
 import pytest
 import torch
-from conftest import every_network, random_network, random_states
+from conftest import BATCH, D, N, every_network, random_network, random_states, randomised
 
 from attractor_lib.dynamics import run
 from attractor_lib.jacobian import update_jacobian
+from attractor_lib.model import AttractorNetwork
 from attractor_lib.transient import (
     LAWS,
     crossing_time,
@@ -79,8 +80,15 @@ def test_spectrum_and_modes():
 
 
 def test_crossing_time():
-    m = torch.tensor([[1.0, 1.0, 1.0], [0.9, 0.7, 0.9], [0.7, 0.9, 0.85], [0.9, 0.1, 0.9]])
-    assert crossing_time(m, 0.8).tolist() == pytest.approx([1.5, 2 / 3, float("inf")])
+    m = [[1.0, 1.0, 1.0, 0.2], [0.9, 0.7, 0.9, 0.9], [0.7, 0.9, 0.85, 0.1], [0.9, 0.1, 0.9, 0.1]]
+    found = crossing_time(torch.tensor(m), 0.8).tolist()
+    assert found == pytest.approx([1.5, 2 / 3, float("inf"), 0])
+
+
+def test_what_is_known_does_not_move():
+    network, x = randomised(AttractorNetwork(N, D, n_known=2)), random_states(BATCH, N, D - 2)
+    s = torch.cat([x, random_states(BATCH, N, 2)], -1)
+    assert torch.allclose(law(network, s, "query held")(s), network.update(s))
 
 
 def test_what_is_refused(network, x):

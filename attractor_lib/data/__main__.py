@@ -3,13 +3,15 @@
 import argparse
 import sys
 
+from attractor_lib.data.files import known_name
 from attractor_lib.data.images import IMAGE_SETS, load_images
 from attractor_lib.data.text import TEXTS, load_text
 
 
 def found(name: str, split: str, root: str | None) -> str:
     """What there is, in words."""
-    if name.lower() in TEXTS:
+    name = known_name(name, split, [*IMAGE_SETS, *TEXTS])
+    if name in TEXTS:
         return f"{len(load_text(name, split, root)):,} letters"
     n, *channels, height, width = load_images(name, split, root).shape
     colours = f" in {channels[0]} colours" if channels else ""

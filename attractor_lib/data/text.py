@@ -85,9 +85,12 @@ class Alphabet:
         Raises:
             ValueError: for anything but whole numbers (T,) from 0 to the last letter's.
         """
-        if not isinstance(numbers, Tensor) or numbers.ndim != 1:
-            got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
-            raise ValueError(f"numbers must be a tensor of shape (T,), got {got}")
+        is_tensor = isinstance(numbers, Tensor)
+        if not is_tensor or numbers.ndim != 1 or numbers.is_floating_point():
+            kind = (
+                f"{numbers.dtype} {tuple(numbers.shape)}" if is_tensor else type(numbers).__name__
+            )
+            raise ValueError(f"numbers must be a tensor of whole numbers (T,), got {kind}")
         if numbers.numel() and not 0 <= numbers.min() <= numbers.max() < len(self):
             got = f"{numbers.min().item()} to {numbers.max().item()}"
             raise ValueError(f"numbers must be from 0 to {len(self) - 1}, got {got}")

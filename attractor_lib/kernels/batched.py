@@ -115,7 +115,7 @@ def _add_outer(total: Tensor, d: Tensor, s: Tensor) -> None:
 
 def field(network, x: Tensor) -> Tensor:
     """`AttractorNetwork.field` of a valid state x (batch, N, d)."""
-    return torch.cat([_read_out(network, o) for o in _pooled(network, x)])
+    return torch.cat([network.read_out(o) for o in _pooled(network, x)])
 
 
 def pooled(network, x: Tensor) -> Tensor:
@@ -130,10 +130,6 @@ def _pooled(network, x: Tensor):
         yield layout.pooled(network.weights(layout.scores(layout.queries(b), k)), k)
 
 
-def _read_out(network, o: Tensor) -> Tensor:
-    return network.spins(network.couplings.read_out(o)) + network.bias
-
-
 def prediction_rule(
     network, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, dict, Tensor]:
@@ -145,7 +141,7 @@ def prediction_rule(
         t = layout.scores(q, k)
         a = network.weights(t)
         o = layout.pooled(a, k)
-        r = (_read_out(network, o) - x) * chosen[..., None]
+        r = (network.read_out(o) - x) * chosen[..., None]
         loss += r.square().sum() / 2
         r = F.pad(r / len(state), (0, network.n_known))
         g = layout.queries(r)

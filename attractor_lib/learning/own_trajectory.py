@@ -72,9 +72,9 @@ class PersistentTrajectories:
     The trajectories of `n_batches` batches are kept. Each call takes up the one that has waited
     longest, runs it `n_steps` on with the couplings as they are now, starts each of its examples
     afresh with probability `renewal` (with the corrupted example that the trainer has given), and
-    applies the rule. So the age of a state is n_steps times a geometric number of mean 1/renewal,
-    and costs n_steps updates a batch however old it is. s is data to the rule: no error passes
-    through a step. (Persistent contrastive divergence keeps its chains in the same way.)
+    applies the rule. So the age of a state is n_steps times a geometric number, from 0 on, of mean
+    1/renewal - 1, and costs n_steps updates a batch however old it is. s is data to the rule: no
+    error passes through a step. (Persistent contrastive divergence keeps its chains so, too.)
 
     Until n_batches batches have come, all are fresh. What is kept is part of a checkpoint, whose
     size it may well be.

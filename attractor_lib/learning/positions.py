@@ -57,6 +57,3 @@ class Positioned:
 
     def load_state_dict(self, state: dict) -> None:
         load_state(self.rule, state["rule"])
-
-
-positioned = Positioned

@@ -93,7 +93,7 @@ def prediction_rule(
     t = network.scores(q, k)
     a = network.weights(t)
     o = einsum("mhij,mhijr->mhir", a, k)
-    r = (network.spins(c.read_out(o)) + network.bias - x) * sites[..., None]
+    r = (network.read_out(o) - x) * sites[..., None]
     loss, db = r.square().sum() / 2, r.sum(0)
     r = F.pad(r, (0, network.n_known))  # nothing is asked of what is known
     g = c.queries(r)

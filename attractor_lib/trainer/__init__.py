@@ -29,7 +29,7 @@ class TrainingConfig:
         batch_size: examples a step; a last incomplete batch is left out.
         learning_rate: the largest; it falls to zero along a cosine.
         warmup: the share of the steps, at the start, in which it rises linearly; none if 0.
-        optimizer: a class of torch.optim.
+        optimizer: a class of torch.optim whose step needs no closure.
         weight_decay: of the optimizer, for parameters of at least two axes; none if 0.
         seed: of the order of the examples and of their corruption.
         coupling_norm: if given, every matrix J^h_ij (or U_i, V_j) is put back to this Frobenius
@@ -59,7 +59,7 @@ class TrainingConfig:
             raise ValueError(f"learning_rate must be a finite number > 0, got {got}")
         if not _is_optimizer(self.optimizer):
             got = repr(self.optimizer)
-            raise ValueError(f"optimizer must name a class of torch.optim, got {got}")
+            raise ValueError(f"optimizer must name a class of torch.optim but LBFGS, got {got}")
         for name in ("warmup", "weight_decay"):
             if not (_is_positive(value := getattr(self, name)) or value == 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
@@ -78,7 +78,8 @@ def _is_positive(value) -> bool:
 
 def _is_optimizer(name: str) -> bool:
     kind, base = getattr(torch.optim, str(name), None), torch.optim.Optimizer
-    return isinstance(kind, type) and issubclass(kind, base) and kind is not base
+    known = isinstance(kind, type) and issubclass(kind, base)
+    return known and kind not in (base, torch.optim.LBFGS)
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -139,7 +140,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, n_steps: int, warmup: float 
     a cosine.
     """
     schedules = torch.optim.lr_scheduler
-    rising = round(warmup * n_steps)
+    rising = min(round(warmup * n_steps), n_steps - 1)
     if not rising:
         return schedules.CosineAnnealingLR(optimizer, n_steps)
     parts = [
@@ -183,8 +184,9 @@ def train(
             number of steps taken. The numbers that it returns by name are kept; None keeps nothing.
 
     Returns:
-        One record an epoch, of epoch, loss (mean over its steps), learning_rate and seconds; and
-        with `observe` of observed, a list of {"step": step, and the numbers by name}.
+        One record an epoch, of epoch, loss (mean over its steps), learning_rate (that it ends at,
+        of the step to come) and seconds; and with `observe` of observed, a list of
+        {"step": step, and the numbers by name}.
 
     Raises:
         ValueError: for tokens of another shape, fewer examples than a batch, an unknown name in

@@ -10,7 +10,7 @@ import torch
 from attractor_lib.analysis import restoration_error
 from attractor_lib.checkpoint import written_whole
 from attractor_lib.corruption import AddNoise, HideTokens, mean_token
-from attractor_lib.data import load_images
+from attractor_lib.data.images import IMAGE_SETS, load_images
 from attractor_lib.embedding import PatchEmbedding
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -34,12 +34,14 @@ The network that is saved is loaded by
 
 
 def rank(text: str) -> int | None:
+    if text != "full" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number or full, got {text}")
     return None if text == "full" else int(text)
 
 
 def seed(text: str) -> int:
-    if not 0 <= int(text) < 2**63:  # what torch takes
-        raise ValueError
+    if not (text.isdecimal() and int(text) < 2**63):  # what torch takes
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**63 - 1, got {text}")
     return int(text)
 
 
@@ -58,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
             name, type=kind, default=default, help=f"{meaning} (default: %(default)s)", **form
         )
 
-    add("data", str, "MNIST", "the data set", nargs="?")
+    add("data", str, "MNIST", f"one of {', '.join(IMAGE_SETS)}", nargs="?")
     parser.add_argument(
         "--n-images", type=int, metavar="N", help="how many of its train images (default: all)"
     )
@@ -101,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not 1 <= n_images <= len(images):
             raise ValueError(f"n_images must be from 1 to {len(images)}, got {n_images}")
         patches = {"image_size": images.shape[-1], "patch_size": given.patch_size}
+        patches |= {"channels": images.shape[1] if images.ndim == 4 else 1}
         embedding = PatchEmbedding(**patches)
         tokens = embedding.encode(images[:n_images].to(device))
         form = {"n_sites": embedding.n_sites, "dim": embedding.dim, "n_heads": given.n_heads}

@@ -54,6 +54,8 @@ def test_the_middle_of_images_as_tokens(monkeypatch):
     monkeypatch.setattr(chapter, "load_images", lambda name, which: split[which])
     found = chapter.image_tokens("MNIST", torch.device("cpu"), patch_size=2, side=4)
     assert torch.equal(found.images, split["test"][:, 2:6, 2:6]) and found.tokens.shape[1] == 4
+    with pytest.raises(ValueError, match="side must be from 1 to 9, that of MNIST, got 10"):
+        chapter.image_tokens("MNIST", torch.device("cpu"), patch_size=2, side=10)
 
 
 def test_require_refuses_in_its_own_words():

@@ -155,11 +155,19 @@ def test_models_have_their_costs():
 
 
 def test_a_summary_counts_on_a_logarithmic_scale():
-    frame = pd.DataFrame({"limit": [1.0, 10, 100, 1000], "ratio": [1.1, 0.97, 0.94, 0.92]})
+    frame = pd.DataFrame(
+        {
+            "limit": [1.0, 10, 100, 1000, 10000],
+            "ratio": [1.1, 0.97, 0.94, 0.93, 0.92],
+            "beyond": [False, False, False, False, True],
+        }
+    )
     found = summary(frame, 0.95)
-    assert (found["lowest"], found["highest"], found["at any cost"]) == (0.92, 1.1, 0.92)
-    assert math.isclose(found["factor at 0.95"], 1000**0.5)
-    assert math.isclose(found["factor ahead"], 1000**0.75) and found["of"] == 1000
+    assert (found["lowest"], found["highest"], found["at any cost"]) == (0.93, 1.1, 0.92)
+    assert math.isclose(found["factor at the aim"], 10)
+    assert math.isclose(found["factor ahead"], 100) and math.isclose(found["of"], 1000)
+    none = summary(frame[frame["beyond"]], 0.95)
+    assert math.isnan(none["lowest"]) and math.isnan(none["of"]) and none["at any cost"] == 0.92
 
 
 def test_the_control_passes_errors_through_all_stages():

@@ -74,6 +74,8 @@ def test_rerun_refuses_an_unknown_parameter_with_the_known_ones(monkeypatch):
         (("--list", "--all"), "--list cannot be given with --all"),
         (("01", "-o", "a.ipynb", "--output-dir", "b"), "-o cannot be given with --output-dir"),
         (("--book", ROOT), "the repository's own book"),
+        (("nowhere/04_masked_prediction.ipynb",), "chapter must be a notebook that is there"),
+        (("04_masked.ipynb",), "chapter must be a notebook that is there, got 04_masked.ipynb"),
         (
             ("01", "-o", ROOT / "notebooks" / "results" / "new" / "out.ipynb"),
             "output must not lie among the committed notebooks",

@@ -151,6 +151,8 @@ def test_scale_maps_the_ends_and_its_ticks():
         ),
         (dict(curves={"m": np.zeros((3, 2))}), "curves 'm' must have leading axes"),
         (dict(curves={"m": np.full((3, 2, 5), np.nan)}), "curves 'm' must hold finite numbers"),
+        (dict(curves={}), "curves must be from 1 to 4, got 0"),
+        (dict(curves={str(n): np.zeros((3, 2, 5)) for n in range(5)}), "from 1 to 4, got 5"),
     ],
 )
 def test_refuses_what_it_cannot_show(changes, message):

@@ -87,8 +87,9 @@ def test_letters_are_numbers_and_back():
     for wrong, message in (
         (torch.tensor([-1]), "from 0 to 6, got -1 to -1"),
         (torch.tensor([7]), "from 0 to 6, got 7 to 7"),
-        (torch.tensor([[1]]), r"shape \(T,\), got \(1, 1\)"),
-        ([1], r"shape \(T,\), got list"),
+        (torch.tensor([[1]]), r"whole numbers \(T,\), got torch.int64 \(1, 1\)"),
+        (torch.tensor([1.5]), r"whole numbers \(T,\), got torch.float32 \(1,\)"),
+        ([1], r"whole numbers \(T,\), got list"),
     ):
         with pytest.raises(ValueError, match=message):
             alphabet.decode(wrong)

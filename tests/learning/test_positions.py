@@ -13,7 +13,7 @@ from attractor_lib.checkpoint import lasting_name, load_state, state_of
 from attractor_lib.couplings import shared
 from attractor_lib.learning import prediction_rule
 from attractor_lib.learning.own_trajectory import PersistentTrajectories
-from attractor_lib.learning.positions import positioned, with_positions, without_positions
+from attractor_lib.learning.positions import Positioned, with_positions, without_positions
 from attractor_lib.model import AttractorNetwork
 
 
@@ -42,25 +42,25 @@ def test_positions_are_given_and_not_predicted():
         residual = network.field(with_positions(s, c))[..., :D] - x / math.sqrt(1 + c**2)
         return residual.square().sum() / (2 * BATCH)
 
-    assert_same(positioned(prediction_rule, c)(network, s, x), autograd(network, loss))
+    assert_same(Positioned(prediction_rule, c)(network, s, x), autograd(network, loss))
 
 
 def test_the_rule_is_known_to_a_checkpoint_by_its_own_rule_and_c():
     rules = [prediction_rule, *(PersistentTrajectories(prediction_rule, n) for n in (1, 2))]
-    names = [lasting_name(positioned(rule, c), "rule") for rule in rules for c in (0.7, 0.8)]
+    names = [lasting_name(Positioned(rule, c), "rule") for rule in rules for c in (0.7, 0.8)]
     assert len(set(names)) == 6 and names[0] == "Positioned(prediction_rule, c=0.7)"
     with pytest.raises(ValueError, match="rule must have a name"):
-        lasting_name(positioned(lambda *given: None, 0.7), "rule")
+        lasting_name(Positioned(lambda *given: None, 0.7), "rule")
 
 
 def test_what_the_rule_carries_is_passed_on():
     network, x = random_network(None, d=D + N), random_states(BATCH, N, D)
     sites = torch.ones(BATCH, N, dtype=torch.bool)
-    used, resumed = (positioned(PersistentTrajectories(prediction_rule), 0.7) for _ in range(2))
+    used, resumed = (Positioned(PersistentTrajectories(prediction_rule), 0.7) for _ in range(2))
     used(network, x, x, sites)
     load_state(resumed, state_of(used))
     assert torch.equal(resumed.rule.kept[0][0], with_positions(x, 0.7))
-    assert state_of(positioned(prediction_rule, 0.7)) == {"rule": {}}
+    assert state_of(Positioned(prediction_rule, 0.7)) == {"rule": {}}
 
 
 def test_shared_couplings_without_positions_treat_all_sites_alike():
