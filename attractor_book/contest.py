@@ -442,20 +442,20 @@ def summary(frame: pd.DataFrame, aim: float) -> dict[str, float]:
     }
 
 
-LAWS = {  # of whom, by family; and how much training a point of the law has, in images
-    "hidden spins": ("hidden 16x8, decay", 3 * 55_000),
-    "stack of blocks": ("stack 2 x 64", 15 * 55_000),
-    "block": ("block 64", 15 * 55_000),
+LAWS = {  # of whom, by family: against seconds of training, train images, and parameters
+    "hidden spins": {"seconds": "hidden 16x8, decay", "images": "hidden 16x8, decay"}
+    | {"parameters": ["hidden 16x8, decay"]},
+    "stack of blocks": {"seconds": "stack 4 x 64", "images": "stack 2 x 64"}
+    | {"parameters": ["block 64", "stack 2 x 64", "stack 4 x 64"]},
+    "block": {"seconds": "block 64", "images": "block 64"}
+    | {"parameters": ["block 32", "block 64", "block 128, decay", "block 256, decay"]},
 }
-DEPTH = {
-    "hidden spins": ["hidden 16x8, decay"],
-    "stack of blocks": ["block 64", "stack 2 x 64", "stack 4 x 64"],
-}
+DRAWN = {"hidden spins": 3 * 55_000, "stack of blocks": 15 * 55_000, "block": 15 * 55_000}
 
 
 def law_points(stored: pd.DataFrame, costs: pd.DataFrame, level: float) -> pd.DataFrame:
     """Errors on hidden tokens of MNIST against seconds of training with all images, train images at
-    a fixed number of steps, and parameters as depth grows; arguments as for `models`.
+    a fixed number of steps, and parameters as depth or width grows; arguments as for `models`.
 
     Returns:
         Columns family, x (one of those three), at, and error, of seed 0.
@@ -467,19 +467,16 @@ def law_points(stored: pd.DataFrame, costs: pd.DataFrame, level: float) -> pd.Da
     of = of[mnist & (of["level"] == level)].rename(columns={"test": "error"})
     all_images = of[of["images"] == 55_000]
     longest = all_images["epochs"] == all_images.groupby("name")["epochs"].transform("max")
+    last = of["stages"] == of.groupby("name")["stages"].transform("max")
     parts = []
-    for family, (name, drawn) in LAWS.items():
-        own = of[
-            (of["name"] == name) & (of["stages"] == of.loc[of["name"] == name, "stages"].max())
-        ]
-        more, longer = own[own["epochs"] * own["images"] == drawn], own[own["images"] == 55_000]
-        deep = all_images[longest & all_images["name"].isin(DEPTH.get(family, ()))]
-        for x, frame, at in (
-            ("seconds", longer, longer["seconds"]),
-            ("images", more, more["images"]),
-            ("parameters", deep, deep["parameters"]),
+    for family, whom in LAWS.items():
+        drawn = of["epochs"] * of["images"] == DRAWN[family]
+        for x, frame in (
+            ("seconds", of[last & (of["name"] == whom["seconds"]) & (of["images"] == 55_000)]),
+            ("images", of[last & (of["name"] == whom["images"]) & drawn]),
+            ("parameters", all_images[longest & all_images["name"].isin(whom["parameters"])]),
         ):
-            parts.append(frame.assign(family=family, x=x, at=at))
+            parts.append(frame.assign(family=family, x=x, at=frame[x]))
     return pd.concat(parts)[["family", "x", "at", "error"]].sort_values("at")
 
 

@@ -227,11 +227,14 @@ def test_a_law_is_found_and_where_two_meet():
 
 
 def test_the_points_of_the_laws():
-    """Seconds of training, images at one number of steps, parameters of the longest training."""
+    """Seconds of training, images at one number of steps, parameters of the longest training, as
+    depth or width grows.
+    """
     runs = [  # name, stages, epochs, images, parameters
         *[("hidden 16x8, decay", s, e, 55_000, 100 * s) for e in (3, 12) for s in (1, 2)],
         *[("hidden 16x8, decay", s, 12, 13_750, 100 * s) for s in (1, 2)],
         *[("stack 2 x 64", 1, e, 55_000, 50) for e in (15, 60)],
+        *[("stack 4 x 64", 1, e, 55_000, 90) for e in (15, 60)],
         *[("block 64", 1, e, n, 25) for e, n in ((15, 55_000), (60, 13_750), (60, 55_000))],
     ]
     keys = "name", "stages", "epochs", "n_train", "parameters"
@@ -248,7 +251,7 @@ def test_the_points_of_the_laws():
         [
             {"task": "hidden", "name": name, "stages": s, "operations": 1}
             | {"training µs": s / 0.055}
-            for name in ("hidden 16x8, decay", "stack 2 x 64", "block 64")
+            for name in ("hidden 16x8, decay", "stack 2 x 64", "stack 4 x 64", "block 64")
             for s in (1, 2)
         ]
     )
@@ -257,12 +260,13 @@ def test_the_points_of_the_laws():
         key: dict(zip(f["at"].round(6), f["error"])) for key, f in points.groupby(["family", "x"])
     }
     assert found == {
-        ("block", "seconds"): {15: 8, 60: 10},
-        ("block", "images"): {13_750: 9, 55_000: 8},
+        ("block", "seconds"): {15: 10, 60: 12},
+        ("block", "images"): {13_750: 11, 55_000: 10},
+        ("block", "parameters"): {25: 12},
         ("hidden spins", "seconds"): {6: 1, 24: 3},
         ("hidden spins", "images"): {13_750: 5, 55_000: 1},
         ("hidden spins", "parameters"): {100: 2, 200: 3},
-        ("stack of blocks", "seconds"): {15: 6, 60: 7},
+        ("stack of blocks", "seconds"): {15: 8, 60: 9},
         ("stack of blocks", "images"): {55_000: 6},
-        ("stack of blocks", "parameters"): {25: 10, 50: 7},
+        ("stack of blocks", "parameters"): {25: 12, 50: 7, 90: 9},
     }
