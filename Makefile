@@ -17,7 +17,7 @@ help:
 	@echo "make check      set up, then format, lint and the quick unit tests: 2 minutes on 2 cores"
 	@echo "make test       set up, then make check, the slow tests, and the checks of every notebook"
 	@echo "make reproduce  set up, execute every chapter afresh (about a quarter of an hour on 2 cores), and build that book"
-	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, hours)"
+	@echo "make results    set up, then those long runs behind the chapters that are not stored yet (all: FORCE=--force, a day)"
 	@echo "make compare    set up, execute the chapters on DEVICE (default: cuda), and compare with the committed ones"
 	@echo "make site       the book and the PDF as they are published; make browser fetches a Chromium if there is none"
 	@echo "make links      set up, then try every link of the book, the outside ones too"
