@@ -394,7 +394,7 @@ def chosen(models: pd.DataFrame, cost: str, limits) -> pd.DataFrame:
 
 def ratio(ours: pd.DataFrame, theirs: pd.DataFrame, cost: str, n: int = 201) -> pd.DataFrame:
     """The best of ours over the best of theirs within each limit of a cost: where a model comes in,
-    and at n limits between.
+    and at others, evenly on a logarithmic scale, n with the ends.
 
     From the cost at which both have a model to that of the dearest of all.
 
@@ -422,9 +422,10 @@ def summary(frame: pd.DataFrame, aim: float) -> dict[str, float]:
     """What a ratio over a range of costs comes to, of the frame that `ratio` returns.
 
     Returns:
-        Up to the dearest of theirs its lowest and highest value, and the factors in cost over which
-        it is at most `aim`, and below 1, of the factor over which it was taken; NaN where all of
-        theirs are cheaper than the first of ours. And its value at any cost.
+        Up to the dearest of theirs its lowest and highest value; the factors in cost over which it
+        is at most `aim`, and below 1, of the factor from first to dearest (where the value at the
+        dearest itself counts for none of them); NaN where all of theirs are cheaper than the first
+        of ours. And its value at any cost.
     """
     within = frame[~frame["beyond"]]
     factors = within["limit"].shift(-1) / within["limit"]  # each holds until the next

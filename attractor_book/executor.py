@@ -50,12 +50,12 @@ def find_chapter(name: str) -> Path:
     """The chapter of this number, or whose file name begins with `name`, or any notebook by its
     path.
     """
-    if Path(name).suffix == ".ipynb" or len(Path(name).parts) > 1:
+    if Path(name).suffix == ".ipynb":
         if not Path(name).is_file():
             raise ValueError(f"chapter must be a notebook that is there, got {name}")
         return Path(name).resolve()
     there = chapters()
-    matches = [path for path in there if path.stem.startswith(name.zfill(2))]
+    matches = [path for path in there if path.stem.startswith(Path(name).stem.zfill(2))]
     if len(matches) != 1:
         names = ", ".join(path.stem for path in there)
         raise ValueError(f"chapter must be the beginning of one of {names}, got {name!r}")

@@ -48,14 +48,19 @@ def current_commit() -> str:
 
 
 def save_results(
-    path: str | os.PathLike, rows: list[dict], parameters: dict, seconds: float
+    path: str | os.PathLike,
+    rows: list[dict],
+    parameters: dict,
+    seconds: float,
+    made: dict | None = None,
 ) -> None:
     """Write rows (one dictionary a measurement) and their provenance as JSON, whole or not at
-    all.
+    all: `made`, or that of this process.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    run = {"parameters": parameters, **provenance(parameters.get("device", "cpu"), seconds)}
+    made = made or provenance(parameters.get("device", "cpu"), seconds)
+    run = {"parameters": parameters, **made}
     write_whole(path, json.dumps({"provenance": run, "rows": rows}, indent=1) + "\n")
 
 

@@ -67,7 +67,7 @@ def run_point(notebook: NotebookNode, parameters: dict, threads: int, folder: st
             outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
             printed = "".join(o.get("text", "") for o in outputs if o.get("name") == "stdout")
             rows = [{"statement": s, "holds": h == "True"} for s, h in FINDING.findall(printed)]
-            save_results(file, rows, parameters, seconds)
+            save_results(file, rows, parameters, seconds, dict(notebook.metadata.provenance))
         return {"text": file.read_text(), "seconds": seconds}
 
 

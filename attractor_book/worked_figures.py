@@ -69,12 +69,15 @@ class WorkedFigure:
             )
         if not 1 <= len(self.curves) <= len(DASHES):
             raise ValueError(f"curves must be from 1 to {len(DASHES)}, got {len(self.curves)}")
-        x = list(self.controls[self.along])
-        if len(x) < 2 or any(a >= b for a, b in zip(x, x[1:])):
-            raise ValueError(f"{self.along} must have two values at least, that rise, got {x}")
+        x = np.asarray(self.controls[self.along])
+        is_number = x.dtype.kind in "iuf" and np.isfinite(x).all()
+        if not is_number or len(x) < 2 or np.diff(x).min() <= 0:
+            got = list(self.controls[self.along])
+            raise ValueError(f"{self.along} must have two numbers at least, that rise, got {got}")
         for label, at in self.start.items():
-            if not 0 <= at < (n := len(self.controls[label])):
-                raise ValueError(f"start of {label} must be from 0 to {n - 1}, got {at}")
+            last = len(self.controls[label]) - 1
+            if not isinstance(at, int | np.integer) or not 0 <= at <= last:
+                raise ValueError(f"start of {label} must be from 0 to {last}, got {at!r}")
         grid = tuple(len(values) for values in self.controls.values())
         for kind, trailing in (("images", 2), ("curves", 0)):
             for label, array in getattr(self, kind).items():

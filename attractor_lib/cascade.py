@@ -31,8 +31,16 @@ from attractor_lib.states import check_mask, clamp
 def start_from(stage: AttractorNetwork, before: AttractorNetwork) -> None:
     """Let a stage start its training as the one before it: with its bias, and its couplings of
     the components that both know.
+
+    Raises:
+        ValueError: for stages that differ in more than what the later one knows besides.
     """
+    grows = before.dim, stage.dim
     for p, earlier in zip(stage.parameters(), before.parameters(), strict=True):
+        sizes = list(zip(earlier.shape, p.shape, strict=True))
+        if grows[0] > grows[1] or any(pair[0] != pair[1] and pair != grows for pair in sizes):
+            got = f"{tuple(p.shape)} after {tuple(earlier.shape)}"
+            raise ValueError(f"stage may differ from before in what it knows besides, got {got}")
         p[tuple(slice(n) for n in earlier.shape)] = earlier
 
 

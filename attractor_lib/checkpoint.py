@@ -27,18 +27,23 @@ def lasting_name(part: Callable, role: str) -> str:
     return name
 
 
-def digest(*tensors: torch.Tensor, names: str = "") -> str:
-    """Eight digits that tell tensors from others."""
-    found = sha256(names.encode())
-    for values in tensors:
-        found.update(values.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:8]
-
-
 def fingerprint(module: torch.nn.Module) -> str:
     """Eight digits that tell a module's parameters from others."""
-    state = module.state_dict()
-    return digest(*state.values(), names=" ".join(state))
+    digest = sha256()
+    for name, values in module.state_dict().items():
+        digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def sketch(values: torch.Tensor) -> str:
+    """A tensor's shape and three of its projections at random: they tell it from others, and are
+    the same on every device and beyond rounding.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    flat = values.detach().double().cpu().flatten()
+    directions = torch.randn(3, len(flat), generator=drawn, dtype=torch.float64)
+    seen = ", ".join(f"{round(p, 3) + 0.0:.3f}" for p in (directions @ flat).tolist())
+    return f"{tuple(values.shape)} [{seen}]"
 
 
 def state_of(part):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attractor_lib.checkpoint import digest
+from attractor_lib.checkpoint import sketch
 
 
 class PatchEmbedding:
@@ -85,7 +85,7 @@ class PatchEmbedding:
     def __repr__(self) -> str:
         low = "" if self.n_frequencies is None else f", n_frequencies={self.n_frequencies}"
         if self.n_frequencies is None and self.C is not None:
-            low = f", components={tuple(self.C.shape)} {digest(self.C)}"
+            low = f", components={sketch(self.C)}"
         low += "" if self.channels == 1 else f", channels={self.channels}"
         return f"PatchEmbedding(image_size={self.image_size}, patch_size={self.patch_size}{low})"
 

@@ -98,6 +98,16 @@ def test_a_stage_may_start_as_the_one_before(known, kind):
     assert len({p.data_ptr() for p in of_both}) == 2
 
 
+@pytest.mark.parametrize("form", [{"n_heads": HEADS + 1}, {"rank": RANK + 1}, {"n_sites": N + 1}])
+def test_a_stage_of_other_sizes_does_not_start_as_the_one_before(form):
+    sizes = {"n_sites": N, "n_heads": HEADS, "rank": RANK} | form
+    other = AttractorNetwork(dim=D + HIDDEN, n_known=HIDDEN, **sizes).double()
+    with pytest.raises(ValueError, match="stage may differ from before in what it knows besides"):
+        start_from(other, stage(0))
+    with pytest.raises(ValueError, match="in what it knows besides"):
+        start_from(stage(0), stage(HIDDEN))
+
+
 def test_shared_factors_and_other_modules_may_be_stages():
     given, sites = random_states(BATCH, N, D), torch.ones(N, dtype=torch.bool)
     couplings = SharedFactors.random(HEADS, N, D, RANK, 2)

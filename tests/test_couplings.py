@@ -115,7 +115,7 @@ def test_free_parameters_of_the_ties():
 @pytest.mark.parametrize("tie", [symmetric, by_offset, shared])
 def test_tied_couplings_stay_tied_under_adam_and_learn(tie):
     tokens = random_states(40, 9, 4)
-    network = AttractorNetwork(9, 4, couplings=Tied(Full.random(1, 9, 4).J, tie)).double()
+    network = AttractorNetwork(9, 4, couplings=Tied.random(1, 9, 4, tie)).double()
     config = TrainingConfig(epochs=5, batch_size=10, learning_rate=0.1)
     history = train(network, prediction_rule, tokens, no_corruption, config, report=None)
     torch.testing.assert_close(network.couplings.J, tie(network.couplings.J), atol=1e-12, rtol=0)

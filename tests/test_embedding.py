@@ -210,3 +210,10 @@ def test_refuses_components():
     ):
         with pytest.raises(ValueError, match=message):
             PatchEmbedding(8, 4, **given)
+
+
+def test_learned_components_are_told_apart_by_their_values_and_not_by_rounding(images):
+    whole = PatchEmbedding(12, 6)
+    C = principal_components(images, whole, 5)
+    names = [repr(PatchEmbedding(12, 6, components=c)) for c in (C, C * (1 + 1e-7), C.flip(1))]
+    assert names[0] == names[1] != names[2]

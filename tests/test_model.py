@@ -365,6 +365,15 @@ def test_float32_follows_float64(network, x):
             "come without n_heads and rank",
         ),
         (
+            dict(
+                n_sites=5,
+                dim=3,
+                couplings=AttractorNetwork(5, 3).couplings,
+                generator=torch.Generator(),
+            ),
+            "generator must be None where couplings are given",
+        ),
+        (
             dict(n_sites=4, dim=3, hears=torch.ones(4, 3, dtype=torch.bool)),
             r"boolean tensor of shape \(4, 4\), got torch.bool \(4, 3\)",
         ),

@@ -522,6 +522,18 @@ def test_the_command_trains_and_saves_what_its_help_says_how_to_load(
     assert "epoch" not in capsys.readouterr().out
 
 
+def test_the_command_trains_on_images_in_colour(images, tmp_path, monkeypatch, capsys):
+    def coloured(name, split):
+        return torch.stack([images(name, split), 1 - images(name, split)], 1)
+
+    monkeypatch.setattr("attractor_lib.trainer.__main__.load_images", coloured)
+    monkeypatch.chdir(tmp_path)
+    main([*TINY, "--patch-size", "14", "--n-hidden", "1", "--output", "c.pt"])
+    assert PatchEmbedding(**torch.load("c.pt")["embedding"]).channels == 2
+    after, before = map(float, re.findall(r"0\.\d{5}(?= after| before)", capsys.readouterr().out))
+    assert after < before
+
+
 def test_the_command_trains_on_noise_with_a_full_head(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     full = ["--n-heads", "1", "--rank", "full", "--beta", "1", "--noise", "0.2", "0.3"]

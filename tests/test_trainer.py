@@ -369,9 +369,12 @@ def test_refuses_a_checkpoint_that_is_not_its_own(tokens, tmp_path):
             path,
             report=None,
         )
-    other = HideTokens(2, mean_token(tokens[:100]))
-    with pytest.raises(ValueError, match="fill must be the one that the checkpoint was made with"):
-        train(network(), prediction_rule, tokens, other, CONFIG, path, report=None)
+    untouched, other = network(), HideTokens(2, mean_token(tokens[:100]))
+    with pytest.raises(ValueError, match="belongs to another run .corruption: .*fill="):
+        train(untouched, prediction_rule, tokens, other, CONFIG, path, report=None)
+    assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), network().parameters()))
+    rounded = HideTokens(2, mean_token(tokens) * (1 + 1e-7))
+    train(network(), prediction_rule, tokens, rounded, CONFIG, path, report=None)
     with pytest.raises(ValueError, match="belongs to another run .examples: 320 there, 300 here"):
         train(network(), prediction_rule, tokens[:300], hide(tokens), CONFIG, path, report=None)
     saved, other = torch.load(path), tmp_path / "other.pt"

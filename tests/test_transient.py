@@ -89,6 +89,8 @@ def test_what_is_known_does_not_move():
     network, x = randomised(AttractorNetwork(N, D, n_known=2)), random_states(BATCH, N, D - 2)
     s = torch.cat([x, random_states(BATCH, N, 2)], -1)
     assert torch.allclose(law(network, s, "query held")(s), network.update(s))
+    y = torch.cat([x, random_states(BATCH, N, 2, seed=5)], -1)
+    assert torch.equal(law(network, s, "messages held")(y)[..., -2:], y[..., -2:])
 
 
 def test_what_is_refused(network, x):

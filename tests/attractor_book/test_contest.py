@@ -212,6 +212,26 @@ def test_both_sides_meet_in_every_task():
     assert {"factor at the aim", "factor ahead", "of"} <= set(equal)
 
 
+def test_a_ratio_changes_where_a_model_comes_in():
+    ours = pd.DataFrame([row("a", 10, 3.0, 3.0), row("b", 77, 1.0, 1.0)])
+    theirs = pd.DataFrame([row("c", 10, 2.0, 2.0), row("d", 100, 0.5, 0.5)])
+    found = ratio(ours, theirs, "parameters", 3).set_index("limit")["ratio"]
+    assert found[77.0] == 0.5 and found[100.0] == 2.0 and found[10.0] == 1.5
+    assert found[found.index < 77].unique().tolist() == [1.5]
+
+
+def test_at_equal_parameters_the_aim_is_to_be_level():
+    models = [
+        row(name, n, error, error, stages=stages)
+        for name, error in (("hidden 16x8", 0.97), ("block 64", 1.0), ("stack 2 x 64", 1.0))
+        for stages, n in ((1, 10), (2, 1000))
+    ]
+    frame = with_family(pd.DataFrame(models)).assign(level=1, seconds=lambda f: f["parameters"])
+    aims = {"a block": 0.9, "a stack": 0.95}
+    found = at_equal_cost(frame, ["parameters", "seconds"], aims).groupby("cost")
+    assert found["factor at the aim"].min().round(6).to_dict() == {"parameters": 100, "seconds": 1}
+
+
 def test_a_law_is_found_and_where_two_meet():
     x = [1, 2, 4, 8]
     falling = law(x, [3 * n**-0.5 for n in x])

@@ -76,6 +76,7 @@ def test_rerun_refuses_an_unknown_parameter_with_the_known_ones(monkeypatch):
         (("--book", ROOT), "the repository's own book"),
         (("nowhere/04_masked_prediction.ipynb",), "chapter must be a notebook that is there"),
         (("04_masked.ipynb",), "chapter must be a notebook that is there, got 04_masked.ipynb"),
+        (("attractor_lib/model.py",), "chapter must be the beginning of one of 01_local_energies"),
         (
             ("01", "-o", ROOT / "notebooks" / "results" / "new" / "out.ipynb"),
             "output must not lie among the committed notebooks",

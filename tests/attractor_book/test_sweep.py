@@ -291,7 +291,8 @@ def test_statements_that_a_notebook_prints_are_results_too(tmp_path):
         {"statement": "a: beta above 2", "holds": True},
         {"statement": "b", "holds": True},
     ]
-    assert record["provenance"]["parameters"] == {"beta": 3.0} and record["provenance"]["torch"]
+    made = record["provenance"]
+    assert made["parameters"] == {"beta": 3.0} and made["torch"] and made["threads"] == 1
 
 
 def test_statements_are_drawn_as_shares_and_measurements_as_lines():

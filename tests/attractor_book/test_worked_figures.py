@@ -101,6 +101,11 @@ def test_every_frame_lies_in_the_sheet_where_the_page_looks_for_it():
     assert html.count(shape) == len(worked.images)
 
 
+def test_curves_of_large_values_have_no_decimals():
+    large = figure(curves={"count": 20_000 + np.arange(30.0).reshape(3, 2, 5)})
+    assert data(large._repr_html_())["decimals"] == 0
+
+
 def test_the_still_shows_the_start_of_every_control():
     html = figure()._repr_html_()  # start 0, gamma 1, t 0: frame 5
     columns = data(html)["images"][0]["columns"]
@@ -152,6 +157,11 @@ def test_scale_maps_the_ends_and_its_ticks():
         (dict(curves={"m": np.zeros((3, 2))}), "curves 'm' must have leading axes"),
         (dict(curves={"m": np.full((3, 2, 5), np.nan)}), "curves 'm' must hold finite numbers"),
         (dict(curves={}), "curves must be from 1 to 4, got 0"),
+        (dict(along="start"), "start must have two numbers at least, that rise"),
+        (dict(controls={"start": STARTS, "γ": GAMMAS, "t": [0, 1, 1, 2, 3]}), "t must have two"),
+        (dict(controls={"start": STARTS, "γ": GAMMAS, "t": [0, 1, 2, 3, np.inf]}), "t must have"),
+        (dict(start={"γ": -1}), "start of γ must be from 0 to 1, got -1"),
+        (dict(start={"γ": 0.5}), "start of γ must be from 0 to 1, got 0.5"),
         (dict(curves={str(n): np.zeros((3, 2, 5)) for n in range(5)}), "from 1 to 4, got 5"),
     ],
 )
