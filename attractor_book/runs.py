@@ -86,6 +86,8 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*CLOTHES, 0, *entrant) for entrant in ON_CLOTHES],
     *[(*HIDDEN, seed, "block 256, decay", 60, 1.0) for seed in (0, 1, 2)],
     *[(*HIDDEN, seed, "stack 4 x 64", 60, 2.0) for seed in (1, 2)],
+    *[(*HIDDEN, seed, "looped 2 x 64", 60, 2.0) for seed in (1, 2)],
+    (*CLOTHES, 0, "looped 2 x 64", 60, 2.0),
     *[(*HIDDEN, 0, "stack 4 x 64", epochs, 4.0) for epochs in (8, 15)],
     ("MNIST", "noise", 0, "block 128, decay", 30, 2.0),
     *[("MNIST", "noise", 0, name, 8, 0.5) for name in ("hidden 4x8", "hidden 8x8")],
