@@ -444,12 +444,17 @@ def summary(frame: pd.DataFrame, aim: float) -> dict[str, float]:
 
 
 LAWS = {  # of whom, by family: against seconds of training, train images, and parameters
-    "hidden spins": {"seconds": "hidden 16x8, decay", "images": "hidden 16x8, decay"}
-    | {"parameters": ["hidden 16x8, decay"]},
-    "stack of blocks": {"seconds": "stack 4 x 64", "images": "stack 2 x 64"}
-    | {"parameters": ["block 64", "stack 2 x 64", "stack 4 x 64"]},
-    "block": {"seconds": "block 64", "images": "block 64"}
-    | {"parameters": ["block 32", "block 64", "block 128, decay", "block 256, decay"]},
+    "hidden spins": ("hidden 16x8, decay", "hidden 16x8, decay", ["hidden 16x8, decay"]),
+    "stack of blocks": (
+        "stack 4 x 64",
+        "stack 2 x 64",
+        ["block 64", "stack 2 x 64", "stack 4 x 64"],
+    ),
+    "block": (
+        "block 64",
+        "block 64",
+        ["block 32", "block 64", "block 128, decay", "block 256, decay"],
+    ),
 }
 DRAWN = {"hidden spins": 3 * 55_000, "stack of blocks": 15 * 55_000, "block": 15 * 55_000}
 
@@ -470,12 +475,12 @@ def law_points(stored: pd.DataFrame, costs: pd.DataFrame, level: float) -> pd.Da
     longest = all_images["epochs"] == all_images.groupby("name")["epochs"].transform("max")
     last = of["stages"] == of.groupby("name")["stages"].transform("max")
     parts = []
-    for family, whom in LAWS.items():
+    for family, (by_time, by_images, by_size) in LAWS.items():
         drawn = of["epochs"] * of["images"] == DRAWN[family]
         for x, frame in (
-            ("seconds", of[last & (of["name"] == whom["seconds"]) & (of["images"] == 55_000)]),
-            ("images", of[last & (of["name"] == whom["images"]) & drawn]),
-            ("parameters", all_images[longest & all_images["name"].isin(whom["parameters"])]),
+            ("seconds", of[last & (of["name"] == by_time) & (of["images"] == 55_000)]),
+            ("images", of[last & (of["name"] == by_images) & drawn]),
+            ("parameters", all_images[longest & all_images["name"].isin(by_size)]),
         ):
             parts.append(frame.assign(family=family, x=x, at=frame[x]))
     return pd.concat(parts)[["family", "x", "at", "error"]].sort_values("at")

@@ -168,7 +168,7 @@ class AttractorNetwork(nn.Module):
                 f"n_heads and rank, got {couplings}, n_heads={n_heads}, rank={rank}"
             )
         elif generator is not None:
-            raise ValueError("generator must be None where couplings are given, which it draws")
+            raise ValueError("generator must be None where couplings are given, got one to draw by")
         for name, part in (("potential", potential), ("space", space)):
             if isinstance(part, type | str):
                 raise ValueError(f"{name} must be an object such as LogSumExp(), got {part!r}")

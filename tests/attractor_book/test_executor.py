@@ -11,6 +11,8 @@ import nbformat
 import pytest
 
 from attractor_book import command, executor
+from attractor_lib.data.images import IMAGE_SETS
+from attractor_lib.data.text import TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,6 +96,12 @@ def test_rerun_refuses_an_unknown_parameter_with_the_known_ones(monkeypatch):
 )
 def test_rerun_refuses_bad_arguments(arguments, message, monkeypatch):
     assert message in refused(monkeypatch, *arguments)
+
+
+def test_help_names_every_data_set():
+    (commands,) = command.make_parser()._subparsers._group_actions
+    shown = commands.choices["data"].format_help()
+    assert all(name in shown for name in (*IMAGE_SETS, *TEXTS))
 
 
 @pytest.mark.slow
