@@ -252,10 +252,12 @@ ENTRANTS = {
     **{f"stack {n} x 64": stack(64, 8e-3, n_layers=n) for n in (2, 4)},
     "stack 2 x 64, last norm": stack(64, 8e-3, n_layers=2, last_norm=True),
     "looped 2 x 64": stack(64, 8e-3, n_layers=1, n_loops=2),
+    "looped 4 x 64": stack(64, 8e-3, n_layers=1, n_loops=4),
+    "looped 2 x 128": stack(128, 8e-3, n_layers=1, n_loops=2),
 }
 ENTRANTS |= {
     f"{name}, decay": replace(ENTRANTS[name], weight_decay=0.1)
-    for name in ("block 128", "block 256", "stack 4 x 64")
+    for name in ("block 128", "block 256", "stack 4 x 64", "looped 2 x 128")
 }
 
 

@@ -60,6 +60,7 @@ NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
     ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
     ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0, 4.0)),
     ("block 128, decay", "block128-decay", 8, (1.0, 2.0)),
+    ("looped 2 x 64", "looped2x64", 8, (1.0, 2.0, 4.0)),
     ("hidden 16x8", "hidden16x8", 4, (0.5,)),
     ("hidden 16x8, decay", "hidden16x8-decay", 4, (0.25, 0.5, 1.0)),
 )
@@ -88,6 +89,8 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*HIDDEN, seed, "stack 4 x 64", 60, 2.0) for seed in (1, 2)],
     *[(*HIDDEN, seed, "looped 2 x 64", 60, 2.0) for seed in (1, 2)],
     (*CLOTHES, 0, "looped 2 x 64", 60, 2.0),
+    *[(data, "noise", 0, "looped 2 x 64", 60, 2.0) for data in DATA],
+    *[(*HIDDEN, 0, name, 60, 2.0) for name in ("looped 4 x 64", "looped 2 x 128, decay")],
     *[(*HIDDEN, 0, "stack 4 x 64", epochs, 4.0) for epochs in (8, 15)],
     ("MNIST", "noise", 0, "block 128, decay", 30, 2.0),
     *[("MNIST", "noise", 0, name, 8, 0.5) for name in ("hidden 4x8", "hidden 8x8")],
@@ -136,6 +139,8 @@ RUNS = [  # chapter, name of the run, parameters
             ("decayed-deep", "stack 4 x 64, decay", (4.0,)),
             ("last-norm", "block 64, last norm; stack 2 x 64, last norm", (8.0,)),
             ("deep-last-norm", "stack 2 x 64, last norm", (2.0, 4.0)),
+            ("looped4x64", "looped 4 x 64", (1.0, 2.0, 4.0)),
+            ("looped2x128", "looped 2 x 128, decay", (1.0, 2.0, 4.0)),
         )
         for factor in factors
     ],
