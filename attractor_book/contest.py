@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attractor_book.contenders import n_parameters
 from attractor_lib.analysis import pixel_error
 from attractor_lib.baselines import BareAttention, TransformerStack, backpropagation
-from attractor_lib.cascade import AfterStages, Cascade, start_from
+from attractor_lib.cascade import AfterStages, AmongStages, Cascade, start_from
 from attractor_lib.couplings import LowRank, SharedFactors
 from attractor_lib.learning import prediction_rule
 from attractor_lib.model import AttractorNetwork
@@ -136,6 +136,8 @@ class Layered:
         n_shared: None, or matrices that the sites share (`SharedFactors`).
         weight_decay: of AdamW, or 0 for Adam.
         afresh: whether stages start from random couplings, not as the one before.
+        recurrent: whether all stages are one network, trained at its own states for as many epochs
+            as all stages have.
         end_to_end: a control, all stages trained together, by backpropagation through them, for as
             many epochs as all stages have.
     """
@@ -148,13 +150,15 @@ class Layered:
     n_shared: int | None = None
     weight_decay: float = 0.0
     afresh: bool = False
+    recurrent: bool = False
     end_to_end: bool = False
 
     @property
     def family(self) -> str:
         if not self.hidden:
             return "cascade"
-        return "hidden spins" if self.n_shared is None else "hidden spins, shared"
+        kind = "hidden spins" + ", recurrent" * self.recurrent
+        return kind if self.n_shared is None else kind + ", shared"
 
     def network(self, n_sites: int, dim: int, n_known: int, generator) -> AttractorNetwork:
         """A stage for tokens of dim components."""
@@ -182,8 +186,8 @@ class Layered:
         keeps_given: bool = False,
     ) -> Iterator[Trained]:
         """The first 1, 2 ... stages, as for `EndToEnd`; with `keeps_given` as for `Cascade`."""
-        if self.end_to_end:
-            yield self.fit_together(tokens, corrupt, config, watch, keeps_given)
+        if self.end_to_end or self.recurrent:
+            yield from self.fit_together(tokens, corrupt, config, watch, keeps_given)
             return
         n_sites, dim = tokens.shape[1:]
         cascade = Cascade(self.hidden, keeps_given).to(tokens.device)
@@ -206,18 +210,31 @@ class Layered:
             predict = partial(cascade, n_stages=t + 1)
             yield Trained(cascade, predict, t + 1, n_parameters(cascade), curve)
 
-    def fit_together(self, tokens, corrupt, config, watch, keeps_given) -> Trained:
-        """All stages, none trained before the others."""
-        n_sites, dim = tokens.shape[1:]
-        cascade = Cascade(self.hidden, keeps_given).to(tokens.device)
+    def untrained(self, n_sites: int, dim: int, keeps_given: bool, seed: int, device) -> Cascade:
+        """All stages."""
+        cascade = Cascade(self.hidden, keeps_given)
+        known = (self.n_heads * self.rank if self.hidden else 0) + keeps_given * dim
         for t in range(self.n_stages):
-            generator = torch.Generator().manual_seed(config.seed + 1000 * t)
-            stage = self.network(n_sites, dim, cascade.n_known(dim), generator).to(tokens.device)
+            if not (self.recurrent and t):
+                n_known = known if self.recurrent or t else 0
+                generator = torch.Generator().manual_seed(seed + 1000 * t)
+                stage = self.network(n_sites, dim, n_known, generator)
             cascade.add(stage)
+        return cascade.to(device)
+
+    def fit_together(self, tokens, corrupt, config, watch, keeps_given) -> Iterator[Trained]:
+        """All stages, none trained before the others."""
+        cascade = self.untrained(*tokens.shape[1:], keeps_given, config.seed, tokens.device)
+        trained, rule = cascade, through_all_stages
+        if not self.end_to_end:
+            trained, rule = cascade.stages[0], prediction_rule
+            corrupt = AmongStages(cascade, corrupt)
         config = replace(self.tuned(config), epochs=config.epochs * self.n_stages)
         error = watch and partial(watch, cascade)
-        curve = watched(cascade, through_all_stages, tokens, corrupt, config, error)
-        return Trained(cascade, cascade, self.n_stages, n_parameters(cascade), curve)
+        curve = watched(trained, rule, tokens, corrupt, config, error)
+        for t in range(self.n_stages if self.end_to_end else 1, self.n_stages + 1):
+            about = n_parameters(cascade), curve if t == self.n_stages else []
+            yield Trained(cascade, partial(cascade, n_stages=t), t, *about)
 
 
 def through_all_stages(
@@ -251,6 +268,11 @@ ENTRANTS = {
     **{f"block {width}": stack(width, 8e-3, n_layers=1) for width in (32, 64, 128, 256)},
     **{f"stack {n} x 64": stack(64, 8e-3, n_layers=n) for n in (2, 4)},
     "stack 2 x 64, last norm": stack(64, 8e-3, n_layers=2, last_norm=True),
+    "recurrent 8x8, decay": Layered(8, 8, True, 6, 2e-2, weight_decay=0.05, recurrent=True),
+    "recurrent 16x8": Layered(16, 8, True, 6, 2e-2, recurrent=True),
+    "recurrent 16x8, decay": Layered(16, 8, True, 6, 2e-2, weight_decay=0.05, recurrent=True),
+    "recurrent 32x8, decay": Layered(32, 8, True, 6, 2e-2, weight_decay=0.05, recurrent=True),
+    "recurrent 8x8, shared": Layered(8, 8, True, 6, 3e-2, n_shared=2, recurrent=True),
     "looped 2 x 64": stack(64, 8e-3, n_layers=1, n_loops=2),
     "looped 4 x 64": stack(64, 8e-3, n_layers=1, n_loops=4),
     "looped 2 x 128": stack(128, 8e-3, n_layers=1, n_loops=2),
@@ -271,7 +293,13 @@ def with_family(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(family=[ENTRANTS[name].family for name in frame["name"]])
 
 
-OURS = "cascade", "hidden spins", "hidden spins, shared"  # families
+OURS = (  # families
+    "cascade",
+    "hidden spins",
+    "hidden spins, shared",
+    "hidden spins, recurrent",
+    "hidden spins, recurrent, shared",
+)
 RIVALS = {"a block": ("block", "looped block", "bare attention"), "a stack": ("stack of blocks",)}
 COSTS = ["parameters", "operations", "seconds"]
 MODEL = ["data", "task", "name", "stages", "epochs", "lr_factor"]  # what tells models apart

@@ -74,6 +74,8 @@ COLOURS = {
     "cascade": MODELS["attractor, 1 full head"],
     "hidden spins": MODELS["attractor, 16 heads of rank 16"],
     "hidden spins, shared": MODELS["attractor, 8 heads of rank 16, shared"],
+    "hidden spins, recurrent": MODELS["own trajectories"],
+    "hidden spins, recurrent, shared": MODELS["own trajectories"],
     "stages": MODELS["attractor, 16 heads of rank 16"],
     "prediction rule": MODELS["attractor, 1 full head"],
     "plain rule": MODELS["attractor, 1 full head"],

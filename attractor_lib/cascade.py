@@ -11,7 +11,8 @@ z_i are vector spins with a local energy, which the attention and the keys of st
     z_i(t+1) = rho P[-de^z_i/dz_i] = rho P[ o_i ]
 
 Each stage is trained by a rule at the states that the stages before leave, which stay as they are:
-no error passes from a stage to another.
+no error passes from a stage to another. All stages may be the same network: a recurrent one, which
+learns at the states that it comes to itself.
 """
 
 import math
@@ -47,6 +48,9 @@ def start_from(stage: AttractorNetwork, before: AttractorNetwork) -> None:
 class Cascade(nn.Module):
     """A network for each update, one after the other; without any, states stay as they are.
 
+    The same network may be added several times. If it is the first, too, and there are hidden
+    spins, it knows them from the start, where they are 0.
+
     Args:
         hidden: whether stages hand on hidden spins.
         given: whether the token that was given at the start is known to all later stages.
@@ -71,10 +75,14 @@ class Cascade(nn.Module):
         return len(self.stages)
 
     def n_known(self, dim: int) -> int:
-        """Of the next stage's network, where tokens have dim components."""
-        if not self.stages:
-            return 0
-        return self.hidden * _n_pooled(self.stages[-1]) + self.given * dim
+        """Of the next stage's network, where tokens have dim components; the first has none, or as
+        many as if it had come before itself.
+        """
+        return self._left_by(self.stages[-1], dim) if self.stages else 0
+
+    def _left_by(self, stage: nn.Module, dim: int) -> int:
+        """The components that a stage leaves beside tokens of dim of them."""
+        return (_n_pooled(stage) if self.hidden else 0) + self.given * dim
 
     def add(self, stage: nn.Module) -> "Cascade":
         """Append a stage, when it is trained.
@@ -84,8 +92,11 @@ class Cascade(nn.Module):
                 are hidden spins, for a module that is no network.
         """
         if isinstance(stage, AttractorNetwork):
-            expected = self.n_known(stage.n_free)
-            if stage.n_known != expected:
+            fits = [self.n_known(stage.n_free)]
+            if not self.stages:
+                fits.append(self._left_by(stage, stage.n_free))
+            if stage.n_known not in fits:
+                expected = " or ".join(map(str, dict.fromkeys(fits)))
                 raise ValueError(f"stage must have n_known={expected}, got {stage.n_known}")
             sizes = {(s.n_sites, s.n_free) for s in self.stages if isinstance(s, AttractorNetwork)}
             if sizes - {got := (stage.n_sites, stage.n_free)}:
@@ -107,6 +118,10 @@ class Cascade(nn.Module):
             ValueError: for sites of another form; and what the stages raise.
         """
         clamped, state = ~check_mask(sites, given, "sites"), given
+        if self.stages and getattr(self.stages[0], "n_known", 0):
+            known = [given] if self.given else []
+            hidden = self.stages[0].dim - given.shape[-1] * (1 + self.given)
+            state = torch.cat([given, given.new_zeros(*given.shape[:-1], hidden), *known], -1)
         yield state
         for stage in self.stages[:n_stages]:
             x, known = self._with_hidden(stage, state) if self.hidden else (stage(state), [])
@@ -120,15 +135,14 @@ class Cascade(nn.Module):
         h = stage.read_out(o.transpose(1, 2))
         return stage.moved(state, h), [self.length * F.normalize(o.flatten(2), dim=-1)]
 
-    def seen(self, given: Tensor, sites: Tensor) -> Tensor:
+    def seen(self, given: Tensor, sites: Tensor, n_stages: int | None = None) -> Tensor:
         """What the next stage sees of corrupted tokens: (batch, N, d + n_known)."""
-        *_, last = self.states(given, sites)
+        *_, last = self.states(given, sites, n_stages)
         return last
 
     def forward(self, given: Tensor, sites: Tensor, n_stages: int | None = None) -> Tensor:
         """Tokens (batch, N, d), restored by the first n_stages stages, all if None."""
-        *_, last = self.states(given, sites, n_stages)
-        return last[..., : given.shape[-1]]
+        return self.seen(given, sites, n_stages)[..., : given.shape[-1]]
 
     def extra_repr(self) -> str:
         return f"hidden={self.hidden}, given={self.given}, length={self.length}"
@@ -167,3 +181,21 @@ class AfterStages:
 
     def load_state_dict(self, state: dict) -> None:
         load_state(self.corrupt, state)
+
+
+@dataclass(frozen=True)
+class AmongStages(AfterStages):
+    """The same after some stages, from none to all but the last: as many for a whole batch, drawn
+    anew for each.
+
+    So a recurrent network learns, which all the stages are: at the states that it comes to with
+    the couplings that it has by then. Those are data to the rule: no error passes through time.
+    """
+
+    def __repr__(self) -> str:
+        return f"AmongStages({self.cascade!r}, {name_of(self.corrupt)})"
+
+    def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        state, sites = self.corrupt(tokens, generator)
+        draw = torch.rand((), generator=generator, device=tokens.device).item()
+        return self.cascade.seen(state, sites, int(draw * len(self.cascade))), sites

@@ -2,8 +2,11 @@
 
 All models of `attractor_book.contest`, stage by stage. A stage's training is that of its rule, the
 hiding of tokens or the noise, and the stages before it. Stages after the first are alike, as they
-have the same sizes, and are measured once.
+have the same sizes, and are measured once. A recurrent network's training is that of all its
+stages, as it comes to the state of each equally often.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +15,6 @@ from measure import example, interleaved, spread, training_step
 from attractor_book.contest import ENTRANTS, Layered, priced_as
 from attractor_lib.analysis import operations
 from attractor_lib.baselines import backpropagation
-from attractor_lib.cascade import Cascade
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.learning import prediction_rule
 
@@ -31,16 +33,6 @@ def rows(device, rounds, tasks, names=COSTED):
         yield from costs(device, rounds, task, n_sites, dim, names)
 
 
-def two_stages(entrant: Layered, n_sites: int, dim: int, keeps_given: bool, device) -> Cascade:
-    """Untrained, the first and one of those that follow."""
-    cascade, generator = Cascade(entrant.hidden, keeps_given), torch.Generator().manual_seed(0)
-    for _ in range(2):
-        known = cascade.n_known(dim)
-        stage = entrant.network(n_sites, dim, known, generator).to(device)
-        cascade.add(stage)
-    return cascade
-
-
 def costs(device, rounds, task, n_sites, dim, names):
     tokens, _, everywhere = example(BATCH, n_sites, dim, device)
     hide = HideTokens(n_sites // 2, mean_token(tokens), least=1)
@@ -49,7 +41,8 @@ def costs(device, rounds, task, n_sites, dim, names):
     for name in names:
         entrant = ENTRANTS[name]
         if isinstance(entrant, Layered):
-            cascade = two_stages(entrant, n_sites, dim, task == "noise", device)
+            two = replace(entrant, n_stages=2)  # the first, and one of those that follow
+            cascade = two.untrained(n_sites, dim, task == "noise", 0, device)
             states = list(cascade.states(tokens, everywhere))
             for t, stage in enumerate(cascade.stages):
                 given = states[t], tokens, everywhere
@@ -69,12 +62,16 @@ def costs(device, rounds, task, n_sites, dim, names):
         n_stages = entrant.n_stages if isinstance(entrant, Layered) else 1
         first = operations(predict[name, 1]) / BATCH
         more = operations(predict[name, 2]) / BATCH - first if n_stages > 1 else 0
-        training = before = 0.0
+        training, before, totals = 0.0, 0.0, []
         for stages in range(1, n_stages + 1):
             training = training + us["hide"] + us[name, "step", min(stages - 1, 1)] + before
             if n_stages > 1:
                 one = us[name, "pass", 1]
                 before = before + (one if stages == 1 else us[name, "pass", 2] - one)
+            totals.append(training)
+        for stages, training in enumerate(totals, 1):
+            recurrent = getattr(entrant, "recurrent", False)  # all are trained, however few used
+            training = totals[-1] if recurrent else training
             yield {
                 **{"name": name, "task": task, "stages": stages, "n_sites": n_sites, "dim": dim},
                 "operations": first + (stages - 1) * more,

@@ -5,7 +5,7 @@ import torch
 from conftest import BATCH, HEADS, RANK, D, N, random_network, random_states, randomised
 from torch.nn import functional as F
 
-from attractor_lib.cascade import AfterStages, Cascade, start_from
+from attractor_lib.cascade import AfterStages, AmongStages, Cascade, start_from
 from attractor_lib.corruption import HideTokens, mean_token, no_corruption
 from attractor_lib.couplings import SharedFactors
 from attractor_lib.learning import prediction_rule
@@ -68,6 +68,37 @@ def test_hidden_spins_are_what_the_equations_say(rank, keeps_given):
     assert cascade(given, sites).shape == given.shape
 
 
+@pytest.mark.parametrize("keeps_given", [False, True])
+def test_one_network_may_be_all_stages(keeps_given):
+    """Its hidden spins are 0 at the start."""
+    given, sites = random_states(BATCH, N, D), torch.rand(BATCH, N, generator=generator()) < 0.5
+    network = stage(HIDDEN + (D if keeps_given else 0))
+    cascade = Cascade(True, keeps_given, LENGTH).add(network).add(network).add(network)
+    assert len(list(cascade.parameters())) == len(list(network.parameters()))
+    x, z = given, given.new_zeros(BATCH, N, HIDDEN)
+    for state in cascade.states(given, sites):
+        s = torch.cat([x, z, *([given] if keeps_given else [])], -1)
+        torch.testing.assert_close(state, s, atol=1e-12, rtol=0)
+        x = torch.where(sites[..., None], network.update(s)[..., :D], given)
+        z = hidden_by_hand(network, s)
+
+
+def test_a_recurrent_network_learns_at_all_states_but_the_last():
+    given, sites = random_states(BATCH, N, D), torch.ones(BATCH, N, dtype=torch.bool)
+    network = stage(HIDDEN)
+    cascade = Cascade(True).add(network).add(network).add(network)
+    among, rng = AmongStages(cascade, lambda tokens, _: (tokens, sites)), generator()
+    states, drawn = list(cascade.states(given, sites)), set()
+    for _ in range(60):
+        came, same = among(given, rng)
+        drawn |= {t for t, state in enumerate(states) if torch.equal(came, state)}
+        assert same is sites
+    assert drawn == {0, 1, 2}
+    before = repr(among)
+    network.bias += 1
+    assert repr(among) == before  # as it learns, or no training could go on from a checkpoint
+
+
 def test_a_stage_never_changes_those_before():
     tokens = random_states(40, N, D)
     hide, cascade = HideTokens(2, mean_token(tokens)), Cascade(hidden=True).add(stage(0))
@@ -121,6 +152,7 @@ def test_shared_factors_and_other_modules_may_be_stages():
     ("add", "message"),
     [
         (lambda c: c.add(stage(2)), "n_known=6, got 2"),
+        (lambda c: Cascade(hidden=True).add(stage(2)), "n_known=0 or 6, got 2"),
         (lambda c: c.add(torch.nn.Tanh()), "has hidden spins"),
         (
             lambda c: c.add(AttractorNetwork(N, D + 2 + HIDDEN, n_known=HIDDEN)),

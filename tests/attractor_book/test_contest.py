@@ -47,7 +47,10 @@ SMALL = [
     Layered(2, 3, True, 3, 1e-2),
     Layered(2, 3, True, 2, 1e-2, n_shared=2),
     Layered(2, 3, True, 2, 1e-2, afresh=True),
+    Layered(2, 3, True, 2, 1e-2, recurrent=True),
+    Layered(2, 3, False, 2, 1e-2, recurrent=True),
     Layered(2, 3, True, 2, 1e-2, end_to_end=True),
+    Layered(2, 3, True, 2, 1e-2, recurrent=True, end_to_end=True),
 ]
 
 
@@ -61,11 +64,16 @@ def test_every_kind_of_entrant_learns(entrant, keeps_given):
         x, trial.corrupt, config, lambda p: trial.errors(p).mean(), keeps_given=keeps_given
     )
     found = list(fitted)
-    together = getattr(entrant, "end_to_end", False)
-    assert len(found) == (1 if together else getattr(entrant, "n_stages", 1))
-    assert all(a.parameters < b.parameters for a, b in zip(found, found[1:]))
+    end_to_end, recurrent = (getattr(entrant, n, False) for n in ("end_to_end", "recurrent"))
+    assert len(found) == (1 if end_to_end else getattr(entrant, "n_stages", 1))
+    more = [a.parameters < b.parameters for a, b in zip(found, found[1:])]
+    assert not any(more) if recurrent else all(more)
     for model in found:
-        assert [record["epoch"] for record in model.curve] == ([1, 2, 3, 4] if together else [1, 2])
+        epochs = [record["epoch"] for record in model.curve]
+        if recurrent and model is not found[-1]:
+            assert not epochs  # its training is told once
+            continue
+        assert epochs == ([1, 2, 3, 4] if recurrent or end_to_end else [1, 2])
         errors = trial.errors(model.predict)
         assert errors.shape == (40,) and errors.isfinite().all()
         last = model.curve[-1]["error"]
