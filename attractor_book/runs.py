@@ -141,7 +141,7 @@ RUNS = [  # chapter, name of the run, parameters
             ("single", SINGLE, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("ours", "hidden 16x8, decay", (0.5, 1.0, 2.0)),
             ("recurrent", "recurrent 16x8", (1.0,)),
-            ("recurrent-decay", "recurrent 16x8, decay", (0.5, 1.0, 2.0)),
+            ("recurrent-decay", "recurrent 16x8, decay", (0.25, 0.5, 1.0)),
             ("deep", "stack 2 x 64; stack 4 x 64; block 32", (8.0,)),
             ("decayed", "block 128, decay", (2.0,)),
             ("block256", "block 256, decay", (0.5, 1.0, 2.0)),
