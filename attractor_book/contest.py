@@ -269,7 +269,6 @@ ENTRANTS = {
     **{f"stack {n} x 64": stack(64, 8e-3, n_layers=n) for n in (2, 4)},
     "stack 2 x 64, last norm": stack(64, 8e-3, n_layers=2, last_norm=True),
     "recurrent 8x8, decay": Layered(8, 8, True, 6, 2e-2, weight_decay=0.05, recurrent=True),
-    "recurrent 16x8": Layered(16, 8, True, 6, 2e-2, recurrent=True),
     "recurrent 16x8, decay": Layered(16, 8, True, 6, 2e-2, weight_decay=0.05, recurrent=True),
     "recurrent 32x8, decay": Layered(32, 8, True, 6, 2e-2, weight_decay=0.05, recurrent=True),
     "recurrent 8x8, shared": Layered(8, 8, True, 6, 3e-2, n_shared=2, recurrent=True),
