@@ -291,6 +291,24 @@ RUNS = [  # chapter, name of the run, parameters
         )
         for n_stages in depths
     ],
+    *[  # one network for all updates
+        (
+            "18_hidden_spins",
+            f"one-network-{name}-seed{seed}",
+            {
+                **{"only": only, "seed": seed, "n_stages": 6, "n_updates": 96},
+                **{"lr_factor": factor, "n_train": 20000, "epochs": 5, "n_test": 5000},
+            },
+        )
+        for name, only, factor, seeds in (
+            ("hidden", "one network", 1.0, (0, 1, 2)),
+            ("tokens", "one network, tokens alone", 1.0, (0, 1, 2)),
+            ("cascade", "hidden spins", 1.0, (1, 2)),
+            ("through-time-x1.0", "one network, through time", 1.0, (0,)),
+            ("through-time-x2.0", "one network, through time", 2.0, (0,)),
+        )
+        for seed in seeds
+    ],
     *[
         ("24_one_head", f"long-seed{seed}", {"n_train": 60000, "epochs": 6, "seed": seed})
         for seed in (0, 1, 2)
