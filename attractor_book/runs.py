@@ -143,7 +143,6 @@ RUNS = [  # chapter, name of the run, parameters
             ("dear", DEAR, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("single", SINGLE, (0.25, 0.5, 1.0, 2.0, 4.0)),
             ("ours", "hidden 16x8, decay", (0.5, 1.0, 2.0)),
-            ("recurrent", "recurrent 16x8", (1.0,)),
             ("recurrent-decay", "recurrent 16x8, decay", (0.25, 0.5, 1.0)),
             ("deep", "stack 2 x 64; stack 4 x 64; block 32", (8.0,)),
             ("decayed", "block 128, decay", (2.0,)),
@@ -297,6 +296,7 @@ RUNS = [  # chapter, name of the run, parameters
             f"one-network-{name}-seed{seed}",
             {
                 **{"only": only, "seed": seed, "n_stages": 6, "n_updates": 96},
+                **({"n_heads": 80} if "as-large" in name else {}),
                 **{"lr_factor": factor, "n_train": 20000, "epochs": 5, "n_test": 5000},
             },
         )
@@ -306,6 +306,7 @@ RUNS = [  # chapter, name of the run, parameters
             ("cascade", "hidden spins", 1.0, (1, 2)),
             ("through-time-x1.0", "one network, through time", 1.0, (0,)),
             ("through-time-x2.0", "one network, through time", 2.0, (0,)),
+            ("as-large-tokens", "one network, tokens alone", 0.2, (0,)),
         )
         for seed in seeds
     ],

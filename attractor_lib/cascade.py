@@ -120,7 +120,7 @@ class Cascade(nn.Module):
         clamped, state = ~check_mask(sites, given, "sites"), given
         if self.stages and getattr(self.stages[0], "n_known", 0):
             known = [given] if self.given else []
-            hidden = self.stages[0].dim - given.shape[-1] * (1 + self.given)
+            hidden = self.stages[0].n_known - self.given * self.stages[0].n_free
             state = torch.cat([given, given.new_zeros(*given.shape[:-1], hidden), *known], -1)
         yield state
         for stage in self.stages[:n_stages]:
@@ -190,7 +190,14 @@ class AmongStages(AfterStages):
 
     So a recurrent network learns, which all the stages are: at the states that it comes to with
     the couplings that it has by then. Those are data to the rule: no error passes through time.
+
+    Raises:
+        ValueError: for stages that are not one network, or none.
     """
+
+    def __post_init__(self):
+        if len(networks := set(self.cascade.stages)) != 1:
+            raise ValueError(f"the stages of cascade must be one network, got {len(networks)}")
 
     def __repr__(self) -> str:
         return f"AmongStages({self.cascade!r}, {name_of(self.corrupt)})"

@@ -13,6 +13,7 @@ from attractor_lib.model import AttractorNetwork
 from attractor_lib.trainer import TrainingConfig, train
 
 HIDDEN, LENGTH = HEADS * RANK, 0.7
+ALL = torch.ones(N, dtype=torch.bool)
 
 
 def generator(seed=5):
@@ -158,6 +159,9 @@ def test_shared_factors_and_other_modules_may_be_stages():
             lambda c: c.add(AttractorNetwork(N, D + 2 + HIDDEN, n_known=HIDDEN)),
             "sites and free components",
         ),
+        (lambda c: AmongStages(c.add(stage(HIDDEN)), no_corruption), "one network, got 2"),
+        (lambda c: AmongStages(Cascade(), no_corruption), "one network, got 0"),
+        (lambda c: Cascade(True).add(stage(HIDDEN)).seen(random_states(2, N, D + 1), ALL), "shape"),
         (lambda c: Cascade(length=0), "length must be a finite number > 0, got 0"),
         (lambda c: c(random_states(BATCH, N, D), torch.ones(N)), "sites must be boolean"),
     ],

@@ -27,6 +27,7 @@ from attractor_book.contest import (
     verdicts,
     with_family,
 )
+from attractor_book.runs import RUNS
 from attractor_lib.cascade import Cascade
 from attractor_lib.corruption import HideTokens, mean_token
 from attractor_lib.embedding import PatchEmbedding
@@ -96,6 +97,11 @@ def test_the_families_are_those_that_figures_have_colours_for():
     frame = with_family(pd.DataFrame({"name": list(ENTRANTS)}))
     assert set(frame["family"]) <= set(COLOURS)
     assert {type(e) for e in ENTRANTS.values()} == {EndToEnd, Layered}
+
+
+def test_runs_name_entrants():
+    named = {n for c, _, p in RUNS if c == "19_verdict" for n in p["only"].split("; ")}
+    assert named <= set(ENTRANTS)
 
 
 def row(name, cost, left_out, test, seed=0, stages=1):
