@@ -62,6 +62,7 @@ RECURRENT = (  # in inverse proportion to the number of heads, as it is that whi
     ("recurrent 8x8, decay", 12, 1.0),
     ("recurrent 8x8, shared", 12, 0.5),
 )
+LOOPED = ("looped 2 x 128, decay", 60, 2.0)
 NOISE_RATES = (  # who, epochs (of a stage), times the learning rate
     ("block 64; stack 2 x 64", "end-to-end", 8, (0.5, 1.0, 2.0, 4.0)),
     ("stack 4 x 64", "stack4x64", 8, (0.5, 1.0, 2.0, 4.0)),
@@ -96,11 +97,14 @@ CONVERGED = [  # data, task, seed, who, epochs (of a stage), times the learning 
     *[(*HIDDEN, seed, "looped 2 x 64", 60, 2.0) for seed in (1, 2)],
     (*CLOTHES, 0, "looped 2 x 64", 60, 2.0),
     *[(data, "noise", 0, "looped 2 x 64", 60, 2.0) for data in DATA],
-    *[(*HIDDEN, 0, name, 60, 2.0) for name in ("looped 4 x 64", "looped 2 x 128, decay")],
+    *[(*HIDDEN, 0, *entrant) for entrant in (LOOPED, ("looped 4 x 64", 60, 2.0))],
     *[(*HIDDEN, 0, *entrant) for entrant in RECURRENT],
     *[(*HIDDEN, seed, *entrant) for seed in (1, 2) for entrant in RECURRENT[:2]],
-    (*CLOTHES, 0, *RECURRENT[0]),
+    *[(*CLOTHES, 0, *entrant) for entrant in RECURRENT[:2]],
     *[(data, "noise", 0, "recurrent 16x8, decay", 8, 0.5) for data in DATA],
+    *[(*HIDDEN, seed, *LOOPED) for seed in (1, 2)],
+    (*CLOTHES, 0, *LOOPED),
+    *[(data, "noise", 0, *LOOPED) for data in DATA],
     *[(*HIDDEN, 0, "stack 4 x 64", epochs, 4.0) for epochs in (8, 15)],
     ("MNIST", "noise", 0, "block 128, decay", 30, 2.0),
     *[("MNIST", "noise", 0, name, 8, 0.5) for name in ("hidden 4x8", "hidden 8x8")],
