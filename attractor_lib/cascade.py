@@ -185,11 +185,17 @@ class AfterStages:
 
 @dataclass(frozen=True)
 class AmongStages(AfterStages):
-    """The same after some stages, from none to all but the last: as many for a whole batch, drawn
-    anew for each.
+    """A corruption: what some stages make of corrupted tokens, from none to all but the last; as
+    many for a whole batch, drawn anew for each (18_hidden_spins).
 
     So a recurrent network learns, which all the stages are: at the states that it comes to with
     the couplings that it has by then. Those are data to the rule: no error passes through time.
+    (``learning.own_trajectory`` has this for a network without hidden spins, whose sites are clamped
+    whole.)
+
+    Args:
+        cascade: one network, added as often as it is to be used.
+        corrupt: as for `AfterStages`.
 
     Raises:
         ValueError: for stages that are not one network, or none.

@@ -69,9 +69,9 @@ def costs(device, rounds, task, n_sites, dim, names):
                 one = us[name, "pass", 1]
                 before = before + (one if stages == 1 else us[name, "pass", 2] - one)
             totals.append(training)
+        if getattr(entrant, "recurrent", False):  # all are trained, however few are used
+            totals = [training] * n_stages
         for stages, training in enumerate(totals, 1):
-            recurrent = getattr(entrant, "recurrent", False)  # all are trained, however few used
-            training = totals[-1] if recurrent else training
             yield {
                 **{"name": name, "task": task, "stages": stages, "n_sites": n_sites, "dim": dim},
                 "operations": first + (stages - 1) * more,
