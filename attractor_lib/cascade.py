@@ -190,8 +190,7 @@ class AmongStages(AfterStages):
 
     So a recurrent network learns, which all the stages are: at the states that it comes to with
     the couplings that it has by then. Those are data to the rule: no error passes through time.
-    (``learning.own_trajectory`` has this for a network without hidden spins, whose sites are clamped
-    whole.)
+    (``learning.own_trajectory`` has this for a network without hidden spins.)
 
     Args:
         cascade: one network, added as often as it is to be used.
