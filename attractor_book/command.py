@@ -41,7 +41,7 @@ def rerun(arguments: argparse.Namespace) -> None:
         build_book(arguments.book.resolve(), run.ROOT)
     elif arguments.chapter:
         chapter = run.find_chapter(arguments.chapter)
-        parameters = {name: run.parse(name, value) for name, value in arguments.parameter}
+        parameters = run.parse_all(arguments.parameter)
         run.check_parameters(chapter, parameters)
         told = {name: v for name, v in parameters.items() if name != "results_file"}
         name = f"{chapter.stem}{run.label(told)}.ipynb"

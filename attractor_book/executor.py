@@ -108,6 +108,13 @@ def parse(name: str, value: str):
         ) from None
 
 
+def parse_all(given: list[list[str]]) -> dict:
+    """The values of parameters by name, each of which may be given once."""
+    if len(parameters := {name: parse(name, value) for name, value in given}) < len(given):
+        raise ValueError("each parameter must be given once")
+    return parameters
+
+
 def refuse_committed(folder: Path) -> None:
     """ValueError for the folder of the committed notebooks, and those within."""
     if folder.resolve().is_relative_to(NOTEBOOKS.resolve()):

@@ -31,6 +31,7 @@ from attractor_book.executor import (
     find_chapter,
     key_of,
     parse,
+    parse_all,
     refuse_committed,
     tagged,
     told_error,
@@ -253,7 +254,7 @@ def read_grid(chapter: Path, grid: list[list[str]], fixed: list[list[str]]) -> t
     """The values of the grid and the fixed parameters, by name; ValueError for what cannot be
     run.
     """
-    constant = {name: parse(name, value) for name, value in fixed}
+    constant = parse_all(fixed)
     axes = {name: [parse(name, value) for value in values] for name, *values in grid}
     if len(axes) < len(grid) or set(axes) & set(constant) or not all(axes.values()):
         raise ValueError("each parameter must be named once, with at least one value")

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attractor_lib.causal import check_letters, known_letters
+from attractor_lib.checks import check_whole
 from attractor_lib.learning import Gradients
 from attractor_lib.states import exclude_self
 
@@ -14,6 +15,7 @@ class _TokenModel(nn.Module):
 
     def __init__(self, n_sites: int, dim: int, width: int = 64, n_heads: int = 8, seed: int = 0):
         super().__init__()
+        self.n_heads = n_heads
         # torch's layers draw from the global generator only
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -24,6 +26,9 @@ class _TokenModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Predicted tokens (batch, N, d) for tokens x (batch, N, d)."""
         return self.read_out(self.layer(self.embed(x) + self.positions))
+
+    def extra_repr(self) -> str:
+        return f"n_heads={self.n_heads}"
 
 
 class BareAttention(_TokenModel):
@@ -82,6 +87,9 @@ class TransformerStack(_TokenModel):
                 z = block(z)
         return self.norm(z)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, n_loops={self.n_loops}"
+
 
 class CausalStack(nn.Module):
     """Transformer blocks that read a text: each letter is predicted from those before it.
@@ -106,7 +114,7 @@ class CausalStack(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self.n_letters, self.context = n_letters, context
+        self.n_letters, self.context, self.n_heads = n_letters, context, n_heads
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Embedding(n_letters + 1, width)
@@ -124,7 +132,7 @@ class CausalStack(nn.Module):
         length = check_letters(letters, self.n_letters).shape[1]
         if length > self.context:
             raise ValueError(f"letters must be at most {self.context} a text, got {length}")
-        before = F.pad(letters, (1, 0), value=self.n_letters)[:, :-1]
+        before = F.pad(letters.long(), (1, 0), value=self.n_letters)[:, :-1]
         z = self.embed(before) + self.positions[:length]
         later = nn.Transformer.generate_square_subsequent_mask(length, device=z.device)
         for block in self.blocks:
@@ -133,6 +141,9 @@ class CausalStack(nn.Module):
 
     def forward(self, letters: Tensor) -> Tensor:
         return self.log_conditionals(letters)
+
+    def extra_repr(self) -> str:
+        return f"context={self.context}, n_heads={self.n_heads}"
 
 
 class NGram:
@@ -153,11 +164,11 @@ class NGram:
     """
 
     def __init__(self, text: Tensor, n: int, n_letters: int):
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be a whole number >= 1, got {n!r}")
+        check_whole("n", n, 1)
         if (n_letters + 1) ** (n - 1) >= 2**63:
             raise ValueError(f"n must be smaller for {n_letters} letters, got {n}")
-        if not check_letters(text[None], n_letters, "text").numel():
+        text = check_letters(text[None], n_letters, "text")[0].long()
+        if not len(text):
             raise ValueError("text must hold at least one letter, got none")
         self.n, self.n_letters, self.tables = n, n_letters, []
         for known in range(n):
@@ -175,7 +186,7 @@ class NGram:
 
     def log_conditionals(self, letters: Tensor) -> Tensor:
         """log p(letter t | those before): (batch, T, V)."""
-        check_letters(letters, self.n_letters)
+        letters = check_letters(letters, self.n_letters).long()
         p = torch.full((*letters.shape, self.n_letters), 1 / self.n_letters)
         for known, (contexts, counts) in enumerate(self.tables):
             keys = self._keys(letters, known)
@@ -248,17 +259,28 @@ class HopfieldLayer(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(n_sites * dim))
         self.beta = n_sites**0.5
+        self.n_patterns = n_patterns
 
     def forward(self, x: Tensor) -> Tensor:
         """Predicted tokens (batch, N, d) for tokens x (batch, N, d)."""
         a = (self.beta * x.flatten(1) @ self.stored.mT).softmax(-1)
         return (a @ self.retrieved + self.bias).view_as(x)
 
+    def extra_repr(self) -> str:
+        return f"n_patterns={self.n_patterns}"
+
 
 def backpropagation(
     model: nn.Module, state: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, Gradients]:
-    """The loss of `prediction_rule` for any model, and autograd's gradients."""
+    """The loss of `prediction_rule` for any model, and autograd's gradients.
+
+    Raises:
+        ValueError: for an empty batch, and a target of another shape.
+    """
+    if target.shape != state.shape or not len(state):
+        got = f"{tuple(state.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"state and target must have one shape (batch >= 1, N, d), got {got}")
     residual = (model(state) - target) * sites[..., None]
     loss = residual.square().sum() / (2 * len(state))
     names, parameters = zip(*model.named_parameters())
@@ -268,8 +290,16 @@ def backpropagation(
 def likelihood(
     model: nn.Module, letters: Tensor, target: Tensor, sites: Tensor
 ) -> tuple[Tensor, Gradients]:
-    """The loss of `causal_rule` for any model of texts, and autograd's gradients."""
-    log_p = model.log_conditionals(letters).gather(-1, letters[..., None])[..., 0]
+    """The loss of `causal_rule` for any model of texts, and autograd's gradients.
+
+    Raises:
+        ValueError: for another target, and where no letter counts.
+    """
+    if not (target is letters or torch.equal(target, letters)):
+        raise ValueError("target must be the letters themselves, got others")
+    if not sites.any():
+        raise ValueError("at least one letter must count, got none")
+    log_p = model.log_conditionals(letters).gather(-1, letters.long()[..., None])[..., 0]
     loss = -(log_p * sites).sum() / sites.sum()
     names, parameters = zip(*model.named_parameters())
     return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters)))

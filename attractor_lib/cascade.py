@@ -15,7 +15,6 @@ no error passes from a stage to another. All stages may be the same network: a r
 learns at the states that it comes to itself.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attractor_lib.checkpoint import fingerprint, load_state, name_of, state_of
+from attractor_lib.checks import check_number, check_whole
 from attractor_lib.model import AttractorNetwork
 from attractor_lib.states import check_mask, clamp
 
@@ -66,9 +66,8 @@ class Cascade(nn.Module):
 
     def __init__(self, hidden: bool = False, given: bool = False, length: float = 0.4):
         super().__init__()
-        if not (math.isfinite(length) and length > 0):
-            raise ValueError(f"length must be a finite number > 0, got {length}")
-        self.hidden, self.given, self.length = hidden, given, length
+        self.hidden, self.given = hidden, given
+        self.length = check_number("length", length, 0, open_low=True)
         self.stages = nn.ModuleList()
 
     def __len__(self) -> int:
@@ -115,8 +114,11 @@ class Cascade(nn.Module):
             n_stages: only the first so many; all if None.
 
         Raises:
-            ValueError: for sites of another form; and what the stages raise.
+            ValueError: for sites of another form, or more stages than there are; and what the
+                stages raise.
         """
+        if n_stages is not None:
+            check_whole("n_stages", n_stages, 0, len(self))
         clamped, state = ~check_mask(sites, given, "sites"), given
         if self.stages and getattr(self.stages[0], "n_known", 0):
             known = [given] if self.given else []

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attractor_lib.checkpoint import fingerprint
+from attractor_lib.checks import check_number, check_whole
 from attractor_lib.learning import Gradients
 from attractor_lib.states import check_mask, is_finite
 
@@ -138,14 +139,10 @@ class CausalModel(nn.Module):
                 energies that are NaN, and for a network with hidden spins, which a cascade has to
                 give.
         """
-        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
-            raise ValueError(f"n must be a whole number >= 0, got {n!r}")
-        whole = isinstance(window, int) and not isinstance(window, bool)
-        if window is not None and not (whole and window >= 1):
-            raise ValueError(f"window must be a whole number >= 1 or None, got {window!r}")
-        is_number = isinstance(temperature, (int, float))
-        if not (is_number and math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
+        check_whole("n", n, 0)
+        if window is not None:
+            check_whole("window", window, 1)
+        check_number("temperature", temperature, 0)
         if not isinstance(prompt, Tensor) or prompt.ndim not in (1, 2):
             got = tuple(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
             raise ValueError(f"prompt must be a tensor of shape (T,) or (batch, T), got {got}")
@@ -210,8 +207,7 @@ class CausalNetwork(CausalModel):
         least = {"n_letters": (n_letters, 2), "context": (context, 1), "n_known": (n_known, 1)}
         least |= {"n_heads": (n_heads, 1), "rank": (rank, 1), "n_hidden": (n_hidden, 0)}
         for name, (value, low) in least.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+            check_whole(name, value, low)
         self.n_letters, self.context, self.n_known = n_letters, context, n_known
         self.n_heads, self.rank, self.n_hidden = n_heads, rank, n_hidden
         self.exact, self.form = exact, Exact() if exact else Field()

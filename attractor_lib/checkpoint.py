@@ -119,9 +119,9 @@ class Checkpoint:
 
     def save(self, history: list[dict]) -> None:
         """A run killed meanwhile, or a full disk, leaves the last one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         states = self._states()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(self.path) as partial:
                 torch.save({"run": self.run, "history": history, "parts": states}, partial)
         except (OSError, RuntimeError) as error:
@@ -133,9 +133,15 @@ class Checkpoint:
         """The history so far, the parts put back to where it ends; without a file, an empty one.
 
         Raises:
-            ValueError: for a file that is damaged, or belongs to another training.
+            ValueError: for a file that is damaged, or belongs to another training; and a folder.
+            OSError: where no file could be written.
         """
+        if self.path.is_dir():
+            raise ValueError(f"checkpoint must be a file, got the folder {self.path}")
         if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()  # fails now, not after the first epoch
+            self.path.unlink()
             return []
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -155,6 +161,9 @@ class Checkpoint:
                 f"{self.path} belongs to another run ({'; '.join(differing)}); "
                 "use another file or remove it"
             )
-        for name, part in self.parts.items():
-            load_state(part, states[name])
+        try:
+            for name, part in self.parts.items():
+                load_state(part, states[name])
+        except RuntimeError as error:  # torch's, for other sizes
+            raise ValueError(f"{self.path} belongs to another run: {error}") from error
         return history

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attractor_lib.checkpoint import sketch
+from attractor_lib.checks import check_number, check_whole
 from attractor_lib.embedding import PatchEmbedding
 
 
@@ -51,12 +52,9 @@ class HideTokens:
     least: int | None = None
 
     def __post_init__(self):
-        n, least, most = self.n_hidden, self.least, len(self.fill)
-        if not isinstance(n, int) or not 1 <= n <= most:
-            sites = f"the number of sites {most}"
-            raise ValueError(f"n_hidden must be a whole number from 1 to {sites}, got {n!r}")
-        if least is not None and not (isinstance(least, int) and 1 <= least <= n):
-            raise ValueError(f"least must be a whole number from 1 to n_hidden={n}, got {least!r}")
+        check_whole("n_hidden", self.n_hidden, 1, len(self.fill))
+        if self.least is not None:
+            check_whole("least", self.least, 1, self.n_hidden)
 
     def __repr__(self) -> str:
         fill = sketch(self.fill)
@@ -95,10 +93,8 @@ class AddNoise:
     embedding: PatchEmbedding
 
     def __post_init__(self):
-        if not 0 <= self.low <= self.high:
-            raise ValueError(
-                f"noise must satisfy 0 <= low <= high, got low={self.low}, high={self.high}"
-            )
+        check_number("low", self.low, 0)
+        check_number("high", self.high, self.low)
 
     def __call__(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images = self.embedding.decode(tokens)

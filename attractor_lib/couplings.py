@@ -22,6 +22,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, einsum, nn
 
+from attractor_lib.checks import check_whole
+
 Terms = list[tuple[Tensor, Tensor]]
 Tie = Callable[[Tensor], Tensor]
 
@@ -32,8 +34,7 @@ def _parameter(w: Tensor) -> nn.Parameter:
 
 def _check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        check_whole(name, value, 1)
 
 
 def _gaussian(*shape: int, std: float, generator: torch.Generator | None) -> Tensor:
@@ -157,7 +158,8 @@ class LowRank(nn.Module):
         return {"U": U, "V": V}
 
     def n_acting(self, hears: Tensor) -> int:
-        return sum(p.numel() for p in self.parameters())
+        asking, heard = int(hears.any(1).sum()), int(hears.any(0).sum())
+        return (asking + heard) * self.n_heads * self.rank * self.dim
 
     def extra_repr(self) -> str:
         return f"n_heads={self.n_heads}, n_sites={self.n_sites}, dim={self.dim}, rank={self.rank}"
@@ -230,6 +232,9 @@ class SharedFactors(LowRank):
             of[matrices] = einsum("hifr,hira->hfra", getattr(self, weights), d)
             of[weights] = einsum("hfra,hira->hifr", getattr(self, matrices), d)
         return of
+
+    def n_acting(self, hears: Tensor) -> int:
+        return sum(p.numel() for p in self.parameters())
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_shared={self.n_shared}"

@@ -39,8 +39,8 @@ class Diagnosis:
     straightness: Tensor
 
     def shares(self) -> dict[str, float]:
-        """The share of each label; they sum to 1, since no example is left out."""
-        return {label: self.labels.count(label) / len(self.labels) for label in LABELS}
+        """The share of each label; they sum to 1, since no example is left out. No run: all 0."""
+        return {label: self.labels.count(label) / max(1, len(self.labels)) for label in LABELS}
 
 
 @torch.no_grad()
@@ -186,24 +186,24 @@ def lyapunov_exponent(
 
     The displacement is put back to epsilon after each step, and the first half of the steps is left
     out as transient. Above 0: neighbours part, chaos. 0: a quasi-periodic motion or a drift. Below:
-    what is reached attracts. States are (batch, N, d) on the sphere.
+    what is reached attracts. States are (batch, N, d) on the sphere. What falls below the rounding
+    error in a step, log(1e-7 / epsilon) in single precision, is not told apart.
     """
     if n_steps < 2 or not epsilon > 0:
         raise ValueError(f"n_steps must be at least 2 and epsilon > 0, got {n_steps} and {epsilon}")
     generator = torch.Generator(x0.device).manual_seed(seed)
-    x, apart = x0, torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    first = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    x, apart, tiny = x0, first, torch.finfo(x0.dtype).tiny
     growth = []
     for _ in range(n_steps):
-        y = x + epsilon * apart / apart.flatten(1).norm(dim=1)[:, None, None].clamp_min(
-            torch.finfo(x.dtype).tiny
-        )
+        y = x + epsilon * apart / apart.flatten(1).norm(dim=1)[:, None, None].clamp_min(tiny)
         y = y / y.norm(dim=-1, keepdim=True)
-        before = (y - x).flatten(1).norm(dim=1)
+        before = (y - x).flatten(1).norm(dim=1).clamp_min(tiny)
         x, y = update(x), update(y)
         apart = y - x
-        growth.append(
-            (apart.flatten(1).norm(dim=1) / before).clamp_min(torch.finfo(x.dtype).eps).log()
-        )
+        distance = apart.flatten(1).norm(dim=1)
+        growth.append((distance / before).clamp_min(torch.finfo(x.dtype).eps).log())
+        apart = torch.where((distance == 0)[:, None, None], first, apart)
     return torch.stack(growth[n_steps // 2 :]).mean(0)
 
 

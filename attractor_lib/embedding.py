@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attractor_lib.checkpoint import sketch
+from attractor_lib.checks import check_whole
 
 
 class PatchEmbedding:
@@ -42,13 +43,13 @@ class PatchEmbedding:
         channels: int = 1,
         components: Tensor | None = None,
     ):
-        if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        check_whole("image_size", image_size, 1)
+        if image_size % check_whole("patch_size", patch_size, 1):
             raise ValueError(
                 f"patch_size must divide image_size, got image_size={image_size}, "
                 f"patch_size={patch_size}"
             )
-        if not isinstance(channels, int) or channels < 1:
-            raise ValueError(f"channels must be a whole number >= 1, got {channels!r}")
+        check_whole("channels", channels, 1)
         self.image_size, self.patch_size, self.channels = image_size, patch_size, channels
         self.n_pixels = channels * patch_size**2
         self.n_sites = (image_size // patch_size) ** 2
@@ -57,13 +58,9 @@ class PatchEmbedding:
             self.dim, self.C = self._check(components).shape[1] + 1, components
         elif n_frequencies is None:
             self.dim, self.C = self.n_pixels + 1, None
-        elif isinstance(n_frequencies, int) and 1 <= n_frequencies <= self.n_pixels:
-            self.dim, self.C = n_frequencies + 1, _cosines(patch_size, channels)[:n_frequencies]
         else:
-            raise ValueError(
-                f"n_frequencies must be a whole number from 1 to {self.n_pixels}, got "
-                f"{n_frequencies!r}"
-            )
+            n = check_whole("n_frequencies", n_frequencies, 1, self.n_pixels)
+            self.dim, self.C = n + 1, _cosines(patch_size, channels)[:n]
 
     def _check(self, components: Tensor) -> Tensor:
         n, p = self.n_sites, self.n_pixels
@@ -186,8 +183,7 @@ def principal_components(images: Tensor, embedding: PatchEmbedding, n: int) -> T
     Raises:
         ValueError: for n out of range, and for images that the embedding refuses, or none.
     """
-    if not isinstance(n, int) or not 1 <= n <= embedding.n_pixels:
-        raise ValueError(f"n must be a whole number from 1 to {embedding.n_pixels}, got {n!r}")
+    check_whole("n", n, 1, embedding.n_pixels)
     if not len(embedding.check(images)):
         raise ValueError("images must be at least one, got none")
     u = (2 * embedding.patches(images) - 1).double()

@@ -1,28 +1,34 @@
 """Hopfield networks of vector spins: couplings from the patterns, and the modern network."""
 
-import math
-
 import torch
 from torch import Tensor
 
+from attractor_lib.checks import check_number
 from attractor_lib.patterns import require_memory
 from attractor_lib.states import check_norms, project
 
 
-def _check_patterns(patterns: Tensor) -> Tensor:
-    if (
-        not isinstance(patterns, Tensor)
-        or patterns.ndim != 3
-        or len(patterns) == 0
-        or not patterns.is_floating_point()
-    ):
-        got = (
-            f"{patterns.dtype} {tuple(patterns.shape)}"
-            if isinstance(patterns, Tensor)
-            else type(patterns).__name__
+def check_patterns(patterns: Tensor, least_sites: int = 1) -> Tensor:
+    """patterns, if they are floating (n >= 1, N >= least_sites, d), of norm 1; else ValueError."""
+    got = type(patterns).__name__
+    if isinstance(patterns, Tensor):
+        got, shape = f"{patterns.dtype} {tuple(patterns.shape)}", patterns.shape
+        if patterns.is_floating_point() and len(shape) == 3 and shape[0]:
+            if shape[1] >= least_sites:
+                return check_norms(patterns, "patterns")
+    raise ValueError(
+        f"patterns must be a floating tensor of shape (n >= 1, N >= {least_sites}, d), got {got}"
+    )
+
+
+def check_state(x: Tensor, patterns: Tensor) -> Tensor:
+    """x, if it is (batch, N, d) as patterns have it, of norm 1; else ValueError."""
+    if x.ndim != 3 or x.shape[1:] != patterns.shape[1:] or x.dtype != patterns.dtype:
+        sizes = ", ".join(map(str, patterns.shape[1:]))
+        raise ValueError(
+            f"x must be {patterns.dtype} of shape (batch, {sizes}), got {x.dtype} {tuple(x.shape)}"
         )
-        raise ValueError(f"patterns must be a floating tensor of shape (n >= 1, N, d), got {got}")
-    return check_norms(patterns, "patterns")
+    return check_norms(x, "x")
 
 
 def _require_couplings(patterns: Tensor) -> None:
@@ -53,7 +59,7 @@ def hebbian_couplings(patterns: Tensor) -> Tensor:
         ValueError: for other patterns.
         MemoryError: where J would not fit.
     """
-    _, n_sites, _ = _check_patterns(patterns).shape
+    _, n_sites, _ = check_patterns(patterns).shape
     _require_couplings(patterns)
     J = torch.einsum("mia,mjb->ijab", patterns, patterns)
     J[range(n_sites), range(n_sites)] = 0
@@ -88,9 +94,7 @@ def pseudo_inverse_couplings(patterns: Tensor) -> Tensor:
         ValueError: for other patterns.
         MemoryError: where J would not fit.
     """
-    _, n_sites, dim = _check_patterns(patterns).shape
-    if n_sites < 2:
-        raise ValueError(f"patterns must have at least 2 sites, got {n_sites}")
+    _, n_sites, dim = check_patterns(patterns, least_sites=2).shape
     _require_couplings(patterns)
     J = patterns.new_zeros(1, n_sites, n_sites, dim, dim)
     for i in range(n_sites):
@@ -121,19 +125,13 @@ class ModernHopfield:
     """
 
     def __init__(self, patterns: Tensor, beta: float):
-        if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
-            raise ValueError(f"beta must be a finite number > 0, got {beta!r}")
-        self.patterns, self.beta = _check_patterns(patterns), beta
+        self.patterns = check_patterns(patterns)
+        self.beta = check_number("beta", beta, 0, open_low=True)
 
     def _blocks(self, x: Tensor):
-        if x.ndim != 3 or x.shape[1:] != self.patterns.shape[1:] or x.dtype != self.patterns.dtype:
-            raise ValueError(
-                f"x must be {self.patterns.dtype} of shape (batch, {self.patterns.shape[1]}, "
-                f"{self.patterns.shape[2]}), got {x.dtype} {tuple(x.shape)}"
-            )
-        check_norms(x, "x")
         flat = self.patterns.flatten(1)
-        for b in x.split(max(1, 2**24 // len(flat))):  # (block, n) scores at a time
+        at_once = max(1, 2**24 // len(flat))  # states, each with n scores
+        for b in check_state(x, self.patterns).split(at_once):
             yield self.beta * b.flatten(1) @ flat.mT, flat
 
     def energy(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, einsum
 
+from attractor_lib.checks import check_number
 from attractor_lib.states import project
 
 
@@ -96,8 +97,7 @@ class Moments:
             ridge: adds ridge sum_ij |A_ij|^2 to the mean squared error; at 0 the predictor of least
                 norm among the best, by the pseudo-inverse. At least 0.
         """
-        if not (math.isfinite(ridge) and ridge >= 0):
-            raise ValueError(f"ridge must be a finite number >= 0, got {ridge}")
+        check_number("ridge", ridge, 0)
         N, d = self.square.shape
         A = torch.zeros(N, d, N * d + 1, dtype=torch.float64)
         for i in range(N):
@@ -311,8 +311,9 @@ def learning_curve(clean: Moments, numbers: Sequence[int], ridge: float) -> tupl
     Raises:
         ValueError: for n below 2, or a ridge that is not positive.
     """
-    if not (math.isfinite(ridge) and ridge > 0) or min(numbers) < 2:
-        raise ValueError(f"expected a ridge > 0 and n >= 2, got {ridge} and {list(numbers)}")
+    check_number("ridge", ridge, 0, open_low=True)
+    if min(numbers) < 2:
+        raise ValueError(f"numbers must each be at least 2, got {list(numbers)}")
     N, d = clean.square.shape
     mean, centre = clean.second[:-1, -1], clean.cross[-1]
     train, test = (torch.zeros(len(numbers), N, d, dtype=torch.float64) for _ in range(2))

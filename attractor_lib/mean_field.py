@@ -16,22 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attractor_lib.checks import check_number, check_whole
 from attractor_lib.states import check_norms, project
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(120)
-
-
-def _check_number(name: str, value, low: float, high: float = math.inf, open_low=False) -> None:
-    bounds = f"a number {'>' if open_low else '>='} {low:g}"
-    bounds += f" and <= {high:g}" if high < math.inf else ""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (good and math.isfinite(value) and low <= value <= high) or (open_low and value == low):
-        raise ValueError(f"{name} must be {bounds}, got {value!r}")
-
-
-def _check_whole(name: str, value, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 def _angular(kappa: float, dim: int, factor) -> float:
@@ -57,8 +45,8 @@ def mean_alignment(kappa: float, dim: int) -> float:
     Raises:
         ValueError: for other numbers.
     """
-    _check_number("kappa", kappa, 0)
-    _check_whole("dim", dim, 1)
+    check_number("kappa", kappa, 0)
+    check_whole("dim", dim, 1)
     return kappa * _angular(kappa, dim, np.ones_like)
 
 
@@ -72,8 +60,8 @@ def mean_response(kappa: float, dim: int) -> float:
 
     Args, Raises: as for `mean_alignment`.
     """
-    _check_number("kappa", kappa, 0)
-    _check_whole("dim", dim, 1)
+    check_number("kappa", kappa, 0)
+    check_whole("dim", dim, 1)
     return _angular(kappa, dim, lambda s2: dim - kappa**2 * s2) / dim
 
 
@@ -90,9 +78,9 @@ def first_step(m0: float, load: float, dim: int) -> float:
     Raises:
         ValueError: for other numbers.
     """
-    _check_number("m0", m0, 0, 1)
-    _check_number("load", load, 0, open_low=True)
-    _check_whole("dim", dim, 1)
+    check_number("m0", m0, 0, 1)
+    check_number("load", load, 0, open_low=True)
+    check_whole("dim", dim, 1)
     return mean_alignment(m0 * dim / math.sqrt(load), dim)
 
 
@@ -113,8 +101,8 @@ def denoising_load(m0: float, dim: int) -> float:
     Raises:
         ValueError: for other numbers.
     """
-    _check_number("m0", m0, 0, 1, open_low=True)
-    _check_whole("dim", dim, 1)
+    check_number("m0", m0, 0, 1, open_low=True)
+    check_whole("dim", dim, 1)
     if m0 == 1:
         raise ValueError("m0 must be below 1, where no update can raise the overlap, got 1")
     kappa = _bisect(lambda k: mean_alignment(k, dim) - m0, 0.0, 1e6)
@@ -159,8 +147,8 @@ def load_of(kappa: float, dim: int) -> float:
     Returns:
         alpha [patterns per site].
     """
-    _check_number("kappa", kappa, 0)
-    _check_whole("dim", dim, 1)
+    check_number("kappa", kappa, 0)
+    check_whole("dim", dim, 1)
     return (kappa**2 * _angular(kappa, dim, lambda s2: s2)) ** 2
 
 
@@ -188,7 +176,7 @@ def critical_load(dim: int) -> float:
     Raises:
         ValueError: for another dim.
     """
-    _check_whole("dim", dim, 1)
+    check_whole("dim", dim, 1)
     return load_of(_critical(dim), dim)
 
 
@@ -207,8 +195,8 @@ def retrieval(load: float, dim: int) -> Retrieval | None:
     Raises:
         ValueError: for other numbers.
     """
-    _check_number("load", load, 0, open_low=True)
-    _check_whole("dim", dim, 1)
+    check_number("load", load, 0, open_low=True)
+    check_whole("dim", dim, 1)
     peak = _critical(dim)
     if load > load_of(peak, dim):
         return None
@@ -248,7 +236,7 @@ class SingleSite:
                 "x0 and probe must both have shape (samples, d >= 2), "
                 f"got {tuple(x0.shape)} and {tuple(probe.shape)}"
             )
-        _check_number("gamma", gamma, 0)
+        check_number("gamma", gamma, 0)
         self.x, self.moved = [check_norms(x0, "x0")], [x0.new_zeros(0, *x0.shape)]
         self.probe, self.gamma = probe, gamma
 
@@ -329,14 +317,16 @@ def dynamics(
     Raises:
         ValueError: for other numbers.
     """
-    _check_number("m0", m0, 0, 1)
-    _check_number("load", load, 0)
+    check_number("m0", m0, 0, 1)
+    check_number("load", load, 0)
     for name, value, least in (
         ("dim", dim, 2),
         ("n_steps", n_steps, 1),
         ("n_samples", n_samples, 2),
     ):
-        _check_whole(name, value, least)
+        check_whole(name, value, least)
+    if m0 == load == gamma == 0:
+        raise ValueError("m0, load and gamma must not all be 0: no site has a field then")
     if not isinstance(generator, torch.Generator):
         raise ValueError(f"generator must be a torch.Generator, got {generator!r}")
     draw = {"generator": generator, "device": generator.device, "dtype": torch.float64}

@@ -12,6 +12,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor, einsum, nn
 
+from attractor_lib.checks import check_number, check_whole
 from attractor_lib.couplings import Full, LowRank
 from attractor_lib.kernels import accelerated, in_blocks
 from attractor_lib.states import Sphere, is_finite
@@ -143,10 +144,8 @@ class AttractorNetwork(nn.Module):
         super().__init__()
         least = {"n_sites": (n_sites, 2), "dim": (dim, 1), "n_heads": (n_heads, 1)}
         for name, (value, low) in (least | ({} if rank is None else {"rank": (rank, 1)})).items():
-            if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
-        if not isinstance(n_known, int) or not 0 <= n_known < dim:
-            raise ValueError(f"n_known must be from 0 to dim - 1 = {dim - 1}, got {n_known!r}")
+            check_whole(name, value, low)
+        check_whole("n_known", n_known, 0, dim - 1)
         self.n_sites, self.dim, self.phi, self.space = n_sites, dim, potential, space
         self.n_known, self.n_free = n_known, dim - n_known
         self._set(beta, gamma)
@@ -179,11 +178,8 @@ class AttractorNetwork(nn.Module):
         self.hears = ~torch.eye(n_sites, dtype=torch.bool) if hears is None else hears
 
     def _set(self, beta: float, gamma: float) -> None:
-        if not (math.isfinite(beta) and beta > 0):
-            raise ValueError(f"beta must be a finite number > 0, got {beta}")
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
-        self.beta, self.gamma = beta, gamma
+        self.beta = check_number("beta", beta, 0, open_low=True)
+        self.gamma = check_number("gamma", gamma, 0)
 
     def at(self, beta: float | None = None, gamma: float | None = None) -> "AttractorNetwork":
         """The same network, its parameters shared, at another beta or gamma."""

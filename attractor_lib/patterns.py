@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attractor_lib.checks import check_number, check_whole
+
 
 def available_memory(device: torch.device | str = "cpu") -> int | None:
     """Bytes that the device can still give out; None where the system does not tell."""
@@ -68,12 +70,10 @@ def random_patterns(
         MemoryError: before allocating, where the patterns would not fit.
     """
     for name, value in [("n", n), ("n_sites", n_sites), ("dim", dim)]:
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        check_whole(name, value, 1)
     if not isinstance(generator, torch.Generator):
         raise ValueError(f"generator must be a torch.Generator, got {generator!r}")
-    if not 0 <= correlation <= 1:
-        raise ValueError(f"correlation must be from 0 to 1, got {correlation}")
+    check_number("correlation", correlation, 0, 1)
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating type, got {dtype}")
     require_memory(

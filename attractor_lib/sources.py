@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attractor_lib.causal import check_letters, known_letters
+from attractor_lib.checks import check_number, check_whole
 
 
 class MarkovSource:
@@ -29,8 +30,7 @@ class MarkovSource:
 
     def __init__(self, n_letters: int, order: int, sharpness: float = 2.0, seed: int = 0):
         for name, value, least in (("n_letters", n_letters, 2), ("order", order, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+            check_whole(name, value, least)
         self.n_letters, self.order = n_letters, order
         shape = (n_letters + 1,) * order + (n_letters,)
         generator = torch.Generator().manual_seed(seed)
@@ -68,11 +68,9 @@ class CopySource:
     error: float = 0.1
 
     def __post_init__(self):
-        if self.n_letters < 2 or self.lag < 1 or not 0 < self.error <= 1:
-            raise ValueError(
-                f"n_letters must be >= 2, lag >= 1 and 0 < error <= 1, got {self.n_letters}, "
-                f"{self.lag} and {self.error}"
-            )
+        check_whole("n_letters", self.n_letters, 2)
+        check_whole("lag", self.lag, 1)
+        check_number("error", self.error, 0, 1, open_low=True)
 
     def sample(self, n: int, length: int, generator: torch.Generator) -> Tensor:
         """Texts (n, length)."""
@@ -84,7 +82,7 @@ class CopySource:
 
     def log_conditionals(self, letters: Tensor) -> Tensor:
         """The true ones, in float64."""
-        check_letters(letters, self.n_letters)
+        letters = check_letters(letters, self.n_letters).long()
         each = self.error / self.n_letters
         p = torch.full((*letters.shape, self.n_letters), each, dtype=torch.float64)
         p[:, self.lag :].scatter_(-1, letters[:, : -self.lag, None], 1 - self.error + each)

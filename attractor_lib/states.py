@@ -10,7 +10,8 @@ from torch import Tensor
 def project(x: Tensor, otherwise: Tensor) -> Tensor:
     """P: each token divided by its norm; where that is zero, `otherwise` stands. NaN stays NaN."""
     norm = x.norm(dim=-1, keepdim=True)
-    return torch.where(norm == 0, otherwise, x / norm)
+    none = norm == 0  # divided by 1 there: autograd makes NaN even of a 0 / 0 that is not taken
+    return torch.where(none, otherwise, x / norm.masked_fill(none, 1))
 
 
 def check_norms(x: Tensor, name: str) -> Tensor:

@@ -1,11 +1,11 @@
 """Hopfield networks of vector spins of thousands of sites: the couplings are never built."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from attractor_lib.states import check_norms, exclude_self, project
+from attractor_lib.checks import check_number
+from attractor_lib.hopfield import check_patterns, check_state
+from attractor_lib.states import exclude_self, project
 
 
 class VectorHopfield:
@@ -35,26 +35,18 @@ class VectorHopfield:
     """
 
     def __init__(self, patterns: Tensor, beta: float | None = None, gamma: float = 0.0):
-        shape = tuple(patterns.shape)
-        if len(shape) != 3 or shape[0] < 1 or shape[1] < 2 or not patterns.is_floating_point():
-            raise ValueError(
-                "patterns must be a floating tensor of shape (P >= 1, N >= 2, d), "
-                f"got {patterns.dtype} {shape}"
-            )
-        if beta is not None and not (math.isfinite(beta) and beta > 0):
-            raise ValueError(f"beta must be a finite number > 0, or None, got {beta!r}")
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise ValueError(f"gamma must be a finite number >= 0, got {gamma!r}")
-        self.patterns = check_norms(patterns, "patterns")
-        self.beta, self.gamma = beta, gamma
-        self._own = torch.einsum("mia,mib->iab", patterns, patterns) / shape[1]
+        self.patterns = check_patterns(patterns, least_sites=2)
+        self.beta = beta if beta is None else check_number("beta", beta, 0, open_low=True)
+        self.gamma = check_number("gamma", gamma, 0)
+        self._own = torch.einsum("mia,mib->iab", patterns, patterns) / patterns.shape[1]
 
     @torch.no_grad()
     def field(self, x: Tensor) -> Tensor:
         """h_i without the gamma term: (batch, N, d) to the same."""
-        flat = self._check(x).flatten(1)
+        flat = check_state(x, self.patterns).flatten(1)
         if self.beta is not None:
-            return torch.stack([self._softmax_field(state) for state in x])
+            fields = [self._softmax_field(state) for state in x]
+            return torch.stack(fields) if fields else torch.zeros_like(x)
         m = flat @ self.patterns.flatten(1).mT / x.shape[1]
         all_sites = (m @ self.patterns.flatten(1)).view_as(x)
         return all_sites - torch.einsum("iab,kib->kia", self._own, x)
@@ -62,7 +54,8 @@ class VectorHopfield:
     @torch.no_grad()
     def attention(self, x: Tensor) -> Tensor:
         """a_ij: (batch, N, d) to (batch, N, N); 1/(N - 1) off the diagonal where beta is None."""
-        return torch.stack([self._weights(self._components(s)) for s in self._check(x)])
+        weights = [self._weights(self._components(s)) for s in check_state(x, self.patterns)]
+        return torch.stack(weights) if weights else x.new_zeros(0, x.shape[1], x.shape[1])
 
     def update(self, x: Tensor) -> Tensor:
         """x(t+1), all sites at once: (batch, N, d). A site without any field stays where it is."""
@@ -77,12 +70,3 @@ class VectorHopfield:
     def _softmax_field(self, state: Tensor) -> Tensor:
         c = self._components(state)
         return torch.einsum("im,mia->ia", self._weights(c) @ c, self.patterns)
-
-    def _check(self, x: Tensor) -> Tensor:
-        sites, dim = self.patterns.shape[1:]
-        if x.ndim != 3 or x.shape[1:] != (sites, dim) or x.dtype != self.patterns.dtype:
-            raise ValueError(
-                f"x must be {self.patterns.dtype} of shape (batch, {sites}, {dim}), "
-                f"got {x.dtype} {tuple(x.shape)}"
-            )
-        return check_norms(x, "x")

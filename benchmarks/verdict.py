@@ -67,7 +67,8 @@ def costs(device, rounds, task, n_sites, dim, names):
             training = training + us["hide"] + us[name, "step", min(stages - 1, 1)] + before
             if n_stages > 1:
                 one = us[name, "pass", 1]
-                before = before + (one if stages == 1 else us[name, "pass", 2] - one)
+                another = np.maximum(us[name, "pass", 2] - one, 0)  # below 0 is noise
+                before = before + (one if stages == 1 else another)
             totals.append(training)
         if getattr(entrant, "recurrent", False):  # all are trained, however few are used
             totals = [training] * n_stages

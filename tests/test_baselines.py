@@ -12,6 +12,8 @@ from attractor_lib.baselines import (
     HopfieldLayer,
     NGram,
     TransformerBlock,
+    TransformerStack,
+    backpropagation,
     likelihood,
 )
 from attractor_lib.sources import MarkovSource
@@ -119,6 +121,30 @@ def test_the_likelihood_of_a_stack_has_autograds_gradients():
     torch.testing.assert_close(loss, -log_p.detach().mean())
     assert set(gradients) == set(dict(model.named_parameters()))
     assert gradients["read_out.weight"].abs().max() > 0
+    small = letters.to(torch.uint8)
+    torch.testing.assert_close(likelihood(model, small, small, sites)[0], loss)
+    with pytest.raises(ValueError, match="target must be the letters themselves"):
+        likelihood(model, letters, 2 - letters, sites)
+    with pytest.raises(ValueError, match="at least one letter must count"):
+        likelihood(model, letters, letters, torch.zeros_like(sites))
+
+
+def test_backpropagation_refuses_what_would_be_broadcast():
+    x, sites = random_states(3, 4, 6).float(), torch.ones(3, 4, dtype=torch.bool)
+    for state, target in ((x, x[:1]), (x[:0], x[:0])):
+        with pytest.raises(ValueError, match="state and target must have one shape"):
+            backpropagation(BareAttention(4, 6, width=16), state, target, sites[: len(state)])
+
+
+def test_models_that_differ_say_so():
+    """By what a checkpoint knows them again."""
+    for one, other in (
+        (BareAttention(4, 6, 16, 8), BareAttention(4, 6, 16, 2)),
+        (TransformerStack(4, 6, 16, n_loops=1), TransformerStack(4, 6, 16, n_loops=2)),
+        (HopfieldLayer(4, 6, 8), HopfieldLayer(4, 6, 16)),
+        (CausalStack(3, 6, 16, n_heads=2), CausalStack(3, 7, 16, n_heads=2)),
+    ):
+        assert repr(one) != repr(other)
 
 
 def test_ngrams_by_hand():

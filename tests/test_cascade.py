@@ -162,6 +162,7 @@ def test_shared_factors_and_other_modules_may_be_stages():
         (lambda c: AmongStages(c.add(stage(HIDDEN)), no_corruption), "one network, got 2"),
         (lambda c: AmongStages(Cascade(), no_corruption), "one network, got 0"),
         (lambda c: Cascade(True).add(stage(HIDDEN)).seen(random_states(2, N, D + 1), ALL), "shape"),
+        (lambda c: c(random_states(BATCH, N, D), ALL, 2), "n_stages must be .* from 0 to 1, got 2"),
         (lambda c: Cascade(length=0), "length must be a finite number > 0, got 0"),
         (lambda c: c(random_states(BATCH, N, D), torch.ones(N)), "sites must be boolean"),
     ],

@@ -330,7 +330,7 @@ def test_refuses_letters(letters, message):
         ({"prompt": torch.tensor(1)}, r"or \(batch, T\), got \(\)"),
         ({"temperature": "1"}, "temperature must be a finite number >= 0, got '1'"),
         ({"n": True}, "n must be a whole number >= 0, got True"),
-        ({"window": 0}, "window must be a whole number >= 1 or None, got 0"),
+        ({"window": 0}, "window must be a whole number >= 1, got 0"),
     ],
 )
 def test_refuses_what_cannot_be_generated(arguments, message):

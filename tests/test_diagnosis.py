@@ -167,6 +167,8 @@ def test_lyapunov_exponents_of_known_maps():
     torch.testing.assert_close(still, torch.zeros_like(still), atol=1e-4, rtol=0)
     shrinks = lyapunov_exponent(on_circle(lambda a: 0.7 * a), x0)
     torch.testing.assert_close(shrinks, torch.full_like(shrinks, math.log(0.7)), atol=1e-3, rtol=0)
+    same = lyapunov_exponent(lambda x: at_angle(0.3).expand_as(x), x0)  # runs meet at once
+    torch.testing.assert_close(same, torch.full_like(same, math.log(torch.finfo(same.dtype).eps)))
 
 
 def to_poles(x):

@@ -140,7 +140,7 @@ def test_refuses_couplings_that_memory_cannot_hold(monkeypatch):
     [
         (
             lambda x: hebbian_couplings(x[:0]),
-            r"patterns must be a floating tensor of shape \(n >= 1, N, d\), got torch.float64 "
+            r"patterns must be a floating tensor of shape \(n >= 1, N >= 1, d\), got torch.float64 "
             r"\(0, 5, 7\)",
         ),
         (lambda x: hebbian_couplings(x[0]), r"got torch.float64 \(5, 7\)"),
@@ -151,7 +151,7 @@ def test_refuses_couplings_that_memory_cannot_hold(monkeypatch):
         ),
         (
             lambda x: pseudo_inverse_couplings(x[:, :1]),
-            "patterns must have at least 2 sites, got 1",
+            r"of shape \(n >= 1, N >= 2, d\), got torch.float64 \(13, 1, 7\)",
         ),
         (lambda x: ModernHopfield(x, "1"), "beta must be a finite number > 0, got '1'"),
         (

@@ -214,9 +214,9 @@ def test_learning_curve_without_ridge_is_the_classical_one():
     for row, n in enumerate((80, 400)):
         torch.testing.assert_close(test[row], v / (1 - 40 / n), rtol=1e-6, atol=0)
         torch.testing.assert_close(train[row], v * (1 - 40 / n), rtol=1e-6, atol=0)
-    with pytest.raises(ValueError, match="a ridge > 0"):
+    with pytest.raises(ValueError, match="ridge must be a finite number > 0"):
         learning_curve(everything, [10], 0.0)
-    with pytest.raises(ValueError, match="n >= 2"):
+    with pytest.raises(ValueError, match="numbers must each be at least 2"):
         learning_curve(everything, [1, 10], 0.1)
 
 

@@ -220,6 +220,17 @@ def test_acting_parameters_are_those_that_change_the_field():
     assert full.n_acting == HEADS * N * (N - 1) * D**2 + N * D
     full.hears = torch.ones(N, N, dtype=torch.bool).tril(-1)
     assert full.n_acting == HEADS * N * (N - 1) // 2 * D**2 + N * D
+    low.hears = full.hears  # the first site asks nobody, the last is heard by nobody
+    assert low.n_acting == 2 * HEADS * (N - 1) * RANK * D
+
+
+def test_autograd_passes_a_site_that_hears_none():
+    """It has no field, and 0 / 0 that is not taken would be NaN for everyone."""
+    network = AttractorNetwork(N, D, hears=torch.ones(N, N, dtype=torch.bool).tril(-1)).double()
+    x = random_states(BATCH, N, D)
+    J = network.couplings.J.requires_grad_()
+    (gradient,) = torch.autograd.grad((network.update(x) - 1).square().sum(), J)
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
 
 
 def test_at_is_the_same_network_at_another_beta_or_gamma(network, x):
@@ -495,5 +506,5 @@ def test_what_is_known_may_have_any_norm_but_must_be_finite():
     with pytest.raises(ValueError, match="finite"):
         network.field(x)
     for n_known in (-1, D, 1.0):
-        with pytest.raises(ValueError, match="n_known must be from 0 to dim - 1"):
+        with pytest.raises(ValueError, match="n_known must be a whole number from 0 to"):
             AttractorNetwork(N, D, n_known=n_known)

@@ -61,9 +61,9 @@ def test_the_common_token_belongs_to_a_site_and_the_generator_decides():
         ((0, 5, 11), "n must be a whole number >= 1, got 0"),
         ((3, 0, 11), "n_sites must be a whole number >= 1, got 0"),
         ((3, 5, 2.5), "dim must be a whole number >= 1, got 2.5"),
-        ((3, 5, 11, 1.1), "correlation must be from 0 to 1, got 1.1"),
-        ((3, 5, 11, -0.1), "correlation must be from 0 to 1"),
-        ((3, 5, 11, math.nan), "correlation must be from 0 to 1, got nan"),
+        ((3, 5, 11, 1.1), "correlation must be a finite number from 0 to 1, got 1.1"),
+        ((3, 5, 11, -0.1), "correlation must be a finite number from 0 to 1"),
+        ((3, 5, 11, math.nan), "correlation must be a finite number from 0 to 1, got nan"),
         ((3, 5, 11, 0.0, torch.int64), "dtype must be a floating type"),
     ],
 )

@@ -39,5 +39,5 @@ def test_refuses():
         MarkovSource(2, 0)
     with pytest.raises(ValueError, match="n_letters must be a whole number >= 2, got 1"):
         MarkovSource(1, 2)
-    with pytest.raises(ValueError, match="0 < error <= 1, got 2, 3 and 0"):
+    with pytest.raises(ValueError, match="error must be a finite number > 0 and <= 1, got 0"):
         CopySource(2, 3, 0)

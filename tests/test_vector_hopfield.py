@@ -40,6 +40,7 @@ def test_uniform_attention_is_the_mean_of_all_messages(patterns, x):
 def test_softmax_attention_is_that_of_the_attractor_network(patterns, x, beta):
     network = with_couplings(patterns, beta=beta, gamma=0.4)
     mine = VectorHopfield(patterns, beta, 0.4)
+    assert mine.attention(x[:0]).shape == (0, N, N) and mine.field(x[:0]).shape == (0, N, D)
     torch.testing.assert_close(mine.attention(x), network.attention(x)[:, 0])
     torch.testing.assert_close(mine.field(x), network.field(x))
     torch.testing.assert_close(mine.update(x), network.update(x))
@@ -69,8 +70,12 @@ def test_a_site_without_a_field_stays():
     [
         (lambda p: VectorHopfield(p[0]), "patterns must be a floating tensor of shape"),
         (lambda p: VectorHopfield(p[:, :1]), "patterns must be a floating tensor of shape"),
+        (
+            lambda p: VectorHopfield([[1.0]]),
+            "patterns must be a floating tensor of shape .*, got list",
+        ),
         (lambda p: VectorHopfield(2 * p), "patterns must have tokens of norm 1"),
-        (lambda p: VectorHopfield(p, 0.0), "beta must be a finite number > 0, or None, got 0.0"),
+        (lambda p: VectorHopfield(p, 0.0), "beta must be a finite number > 0, got 0.0"),
         (lambda p: VectorHopfield(p, 1.0, -1.0), "gamma must be a finite number >= 0, got -1.0"),
         (lambda p: VectorHopfield(p).field(p[:, 1:]), r"x must be torch.float64 of shape"),
         (lambda p: VectorHopfield(p).update(p.float()), "got torch.float32"),

@@ -28,6 +28,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from attractor_lib.checks import check_whole
 from attractor_lib.states import check_norms
 
 _LEAST_ORDER = 20  # of Debye's expansion
@@ -136,8 +137,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _check(kappa: Tensor, dim: int) -> None:
-    if not isinstance(dim, int) or dim < 2:
-        raise ValueError(f"dim must be a whole number >= 2, got {dim!r}")
+    check_whole("dim", dim, 2)
     if not isinstance(kappa, Tensor) or kappa.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             "kappa must be a tensor of float32 or float64, got "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attractor_lib.checkpoint import load_state, name_of, state_of
+from attractor_lib.checks import check_whole
 from attractor_lib.learning.pseudo_likelihood import gibbs_sweep
 from attractor_lib.learning.rules import Gradients, energy_rule
 from attractor_lib.model import AttractorNetwork
@@ -146,8 +147,7 @@ class ContrastiveDivergence:
                 "sample must be a function (network, state, clamped) -> state, such as own_update "
                 f"or GibbsSampler(generator), got {self.sample!r}"
             )
-        if not isinstance(self.n_steps, int) or self.n_steps < 1:
-            raise ValueError(f"n_steps must be a whole number >= 1, got {self.n_steps!r}")
+        check_whole("n_steps", self.n_steps, 1)
 
     def __repr__(self) -> str:
         persistent = "" if self.chains is None else f", chains={len(self.chains)}"

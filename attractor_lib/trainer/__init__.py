@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attractor_lib.checkpoint import Checkpoint, lasting_name, name_of
+from attractor_lib.checkpoint import Checkpoint, lasting_name, name_of, sketch
+from attractor_lib.checks import check_number, check_whole
 from attractor_lib.learning import Gradients
 from attractor_lib.processes import Processes
 
@@ -32,8 +33,8 @@ class TrainingConfig:
         optimizer: a class of torch.optim whose step needs no closure.
         weight_decay: of the optimizer, for parameters of at least two axes; none if 0.
         seed: of the order of the examples and of their corruption.
-        coupling_norm: if given, every matrix J^h_ij (or U_i, V_j) is put back to this Frobenius
-            norm after each step.
+        coupling_norm: if given, every matrix J^h_ij (or U_i, V_j; or F_f, G_f and the weights u_i,
+            v_j) is put back to this Frobenius norm after each step.
         frozen: names of parameters that are left as they are.
 
     Raises:
@@ -51,29 +52,20 @@ class TrainingConfig:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if not all(isinstance(n, int) and n >= 1 for n in (self.epochs, self.batch_size)):
-            got = f"{self.epochs!r} and {self.batch_size!r}"
-            raise ValueError(f"epochs and batch_size must be whole numbers >= 1, got {got}")
-        if not _is_positive(self.learning_rate):
-            got = repr(self.learning_rate)
-            raise ValueError(f"learning_rate must be a finite number > 0, got {got}")
+        for name in ("epochs", "batch_size"):
+            check_whole(name, getattr(self, name), 1)
+        check_number("learning_rate", self.learning_rate, 0, open_low=True)
         if not _is_optimizer(self.optimizer):
             got = repr(self.optimizer)
             raise ValueError(f"optimizer must name a class of torch.optim but LBFGS, got {got}")
         for name in ("warmup", "weight_decay"):
-            if not (_is_positive(value := getattr(self, name)) or value == 0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+            check_number(name, getattr(self, name), 0)
         if self.warmup >= 1:
             raise ValueError(f"warmup must be a share of the steps below 1, got {self.warmup}")
-        if self.coupling_norm is not None and not _is_positive(self.coupling_norm):
-            got = repr(self.coupling_norm)
-            raise ValueError(f"coupling_norm must be a finite number > 0 or None, got {got}")
+        if self.coupling_norm is not None:
+            check_number("coupling_norm", self.coupling_norm, 0, open_low=True)
         if not isinstance(self.frozen, tuple):
             raise ValueError(f"frozen must be a tuple of names, got {self.frozen!r}")
-
-
-def _is_positive(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
 
 
 def _is_optimizer(name: str) -> bool:
@@ -175,7 +167,7 @@ def train(
         checkpoint: a file, written whole after each epoch. If it exists, training goes on from it
             and ends bit for bit where an uninterrupted run on the same machine would have (by as
             many processes, else to rounding; all must see the file). It must come from the same
-            model, rule, corruption, number of examples and configuration. A rule or a corruption
+            model, rule, corruption, examples and configuration. A rule or a corruption
             that carries something from step to step has it saved too, by a ``state_dict`` and a
             ``load_state_dict`` as a torch module's: both or neither.
         report: called with one line an epoch; None for silence. A terminal also gets a bar within
@@ -216,6 +208,7 @@ def train(
     if checkpoint is not None:
         run = {"rule": lasting_name(rule, "rule"), "corruption": lasting_name(corrupt, "corrupt")}
         run |= {**asdict(config), "model": repr(model), "examples": len(tokens)}
+        run |= {"some of them": sketch(tokens[:: max(1, len(tokens) // 100)])}
         parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
         parts |= {"rule": rule, "corruption": corrupt, "generator": generator}
         saved = Checkpoint(Path(checkpoint), run, parts)

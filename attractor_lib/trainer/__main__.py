@@ -68,8 +68,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--n-heads", int, 16, "number of heads", metavar="N")
     add("--rank", rank, 16, "rank of their couplings, or full", metavar="N")
     add("--beta", float, 5.0, "inverse temperature")
-    add("--n-hidden", int, 4, "hidden tokens of each image", metavar="N")
-    parser.add_argument(
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument(
+        "--n-hidden",
+        type=int,
+        default=4,
+        metavar="N",
+        help="hidden tokens of each image (default: %(default)s)",
+    )
+    task.add_argument(
         "--noise",
         type=float,
         nargs=2,
