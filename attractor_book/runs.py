@@ -213,17 +213,17 @@ RUNS = [  # chapter, name of the run, parameters
     *[  # at twice this rate, the best of short runs, one of three did learn
         (
             "19_verdict",
-            f"{data}-{task}-looped2x128-decay-60-rate-x1.0-seed{seed}",
+            f"{data}-{task}-looped2x128-decay-{epochs}-rate-x1.0-seed{seed}",
             {
                 **CONTEST,
                 **{"data": data, "task": task, "only": LOOPED[0]},
-                **{"epochs": 60, "lr_factor": 1.0, "seed": seed},
+                **{"epochs": epochs, "lr_factor": 1.0, "seed": seed},
             },
         )
-        for data, task, seed in (
-            *[(*HIDDEN, seed) for seed in (0, 1, 2)],
-            (*CLOTHES, 0),
-            *[(data, "noise", 0) for data in DATA],
+        for data, task, seed, epochs in (
+            *[(*HIDDEN, seed, 60) for seed in (0, 1, 2)],
+            (*CLOTHES, 0, 60),
+            *[(data, "noise", 0, epochs) for epochs in (30, 60) for data in DATA],
         )
     ],
     *[
