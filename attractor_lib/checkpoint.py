@@ -140,8 +140,8 @@ class Checkpoint:
             raise ValueError(f"checkpoint must be a file, got the folder {self.path}")
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()  # fails now, not after the first epoch
-            self.path.unlink()
+            if not os.access(self.path.parent, os.W_OK):  # told now, not after the first epoch
+                raise OSError(f"no checkpoint can be written in {self.path.parent}")
             return []
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
