@@ -110,9 +110,11 @@ def parse(name: str, value: str):
 
 def parse_all(given: list[list[str]]) -> dict:
     """The values of parameters by name, each of which may be given once."""
-    if len(parameters := {name: parse(name, value) for name, value in given}) < len(given):
-        raise ValueError("each parameter must be given once")
-    return parameters
+    names = [name for name, _ in given]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        got = ", ".join(sorted(repeated))
+        raise ValueError(f"each parameter must be given once, got {got} again")
+    return {name: parse(name, value) for name, value in given}
 
 
 def refuse_committed(folder: Path) -> None:

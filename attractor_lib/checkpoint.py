@@ -165,5 +165,6 @@ class Checkpoint:
             for name, part in self.parts.items():
                 load_state(part, states[name])
         except RuntimeError as error:  # torch's, for other sizes
-            raise ValueError(f"{self.path} belongs to another run: {error}") from error
+            told = " ".join(str(error).split())
+            raise ValueError(f"{self.path} belongs to another run: {told}") from error
         return history

@@ -393,6 +393,20 @@ def test_refuses_a_checkpoint_that_is_not_its_own(tokens, tmp_path):
         train(network(), prediction_rule, tokens, hide(tokens), CONFIG, path, report=None)
 
 
+def test_a_checkpoint_that_cannot_be_written_or_fit_is_told_before_any_step(tmp_path, monkeypatch):
+    saved = checkpoint.Checkpoint(tmp_path / "c.pt", {}, {"model": torch.nn.Linear(2, 3)})
+    saved.save([])
+    other = checkpoint.Checkpoint(tmp_path / "c.pt", {}, {"model": torch.nn.Linear(2, 4)})
+    with pytest.raises(ValueError, match="belongs to another run: .*size mismatch"):
+        other.load()
+    with pytest.raises(ValueError, match="checkpoint must be a file, got the folder"):
+        checkpoint.Checkpoint(tmp_path, {}, {}).load()
+    monkeypatch.setattr(checkpoint.os, "access", lambda *given: False)
+    with pytest.raises(OSError, match="no checkpoint can be written in "):
+        checkpoint.Checkpoint(tmp_path / "new.pt", {}, {}).load()
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
 def test_the_refusal_shows_where_long_descriptions_differ(tmp_path):
     path, alike = tmp_path / "c.pt", "a" * 300
     checkpoint.Checkpoint(path, {"model": alike + "(beta=2)" + alike}, {}).save([])

@@ -152,7 +152,7 @@ def swept(monkeypatch, *arguments):
         (["--grid", "gamma", 1], "toy has no parameter 'gamma'"),
         (["--grid", "beta", 1, "--grid", "beta", 2], "each parameter must be named once"),
         (["--grid", "folder", "a"], "each parameter must be named once"),
-        (["--grid", "beta", 1, *2 * ["-p", "n_sites", 3]], "each parameter must be given once"),
+        (["--grid", "beta", 1, *2 * ["-p", "n_sites", 3]], "given once, got n_sites again"),
         (["--grid", "results_file", "a"], "results_file is set by the sweep"),
         (
             ["--grid", "beta", 1, 5, 1.0],
